@@ -1,0 +1,61 @@
+// Table of the native kernels. Each instruction set's translation unit fills one;
+// isa.cpp picks the one to run. All integer kernels are exact, so every table gives equal results.
+#pragma once
+#include <cstdint>
+
+namespace vqcodec {
+
+// Exact requantisation of an accumulator: clamp((acc * multiplier + 2^(shift-1)) >> shift, 0, 255).
+struct Requantise {
+  const int32_t* multiplier;  // one an output
+  int shift;                  // 1..62
+};
+
+struct KernelTable {
+  // index[n] = argmin_k sum_d (x[n][d] - codebook[d][k])^2 + bias[table[n]][k], lowest k on ties.
+  // x: (n, d); codebook_t: (d, k_padded) transposed; bias: (tables, k_padded), padded with +inf;
+  // table: (n) or null for row 0.
+  void (*nearest)(const float* x, int64_t n, int d, const float* codebook_t, const float* bias,
+                  const int32_t* table, int k_padded, int64_t* index, float* distance);
+
+  // y[n][o] = requantise(bias[o] + sum_i x[n][i] * weight[o][i]), 0 <= x <= 255, |weight| <= 127.
+  // Rows of x and y are x_stride and y_stride bytes apart; packed: weight packed by pack_weight.
+  void (*linear)(const uint8_t* x, int64_t x_stride, int64_t n, int inputs, const int8_t* packed,
+                 int outputs, const int32_t* bias, const Requantise& requantise, uint8_t* y,
+                 int64_t y_stride);
+
+  // y[n] = argmax_o (bias[o] + sum_i x[n][i] * weight[o][i]), lowest o on ties.
+  void (*argmax)(const uint8_t* x, int64_t x_stride, int64_t n, int inputs, const int8_t* packed,
+                 int outputs, const int32_t* bias, uint8_t* y, int64_t y_stride);
+
+  // Depthwise window sum: acc[c] = bias[c] + sum_taps map[y+dy][x+dx][c] * taps[tap][c], requantised.
+  // Positions outside [y0, y1) x [x0, x1) read as zero.
+  void (*window)(const uint8_t* map, int width, int channels, int y, int x, int y0, int y1, int x0,
+                 int x1, int radius, const int8_t* taps, const int32_t* bias,
+                 const Requantise& requantise, uint8_t* out);
+
+  int lanes;  // float lanes; codebooks are padded to a multiple of this
+};
+
+const KernelTable* portable_kernels();
+#ifdef VQCODEC_X86
+const KernelTable* avx2_kernels();
+const KernelTable* avx512_kernels();
+#endif
+
+// The table for this CPU, or the one that VQCODEC_ISA names; throws std::runtime_error if
+// that instruction set is unknown or the CPU does not have it.
+const KernelTable* active_kernels();
+const char* active_isa();
+
+// Weights (outputs, inputs) in blocks of 16 outputs x 4 inputs: [outputs/16][inputs/4][16][4],
+// both padded with zeros. All kernels read this one layout.
+// (static: an inline function shared by units with different instruction sets may be emitted with
+// the wrong one.)
+static inline int padded_outputs(int outputs) { return (outputs + 15) / 16 * 16; }
+static inline int padded_inputs(int inputs) { return (inputs + 3) / 4 * 4; }
+constexpr int kMaxInputs = 4096;
+constexpr int kMaxChannels = 1024;
+void pack_weight(const int8_t* weight, int outputs, int inputs, int8_t* packed);
+
+}  // namespace vqcodec

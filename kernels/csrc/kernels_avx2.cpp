@@ -1,0 +1,40 @@
+// Kernels for AVX2. The byte product goes through 16-bit madd: maddubs would saturate.
+#define VQCODEC_LANES 8
+#define VQCODEC_DOT_U8S8 1
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace vqcodec {
+namespace {
+
+inline void dot_block(const uint8_t* x, int quads, const int8_t* packed, int32_t* acc) {
+  // Each 64-byte quad holds 16 outputs x 4 inputs; 16 bytes of it are 4 outputs.
+  __m256i sums[4];
+  for (int part = 0; part < 4; ++part) sums[part] = _mm256_setzero_si256();
+  for (int q = 0; q < quads; ++q) {
+    int32_t bytes;
+    std::memcpy(&bytes, x + 4 * q, 4);
+    const __m256i xs = _mm256_cvtepu8_epi16(_mm_set1_epi32(bytes));
+    for (int part = 0; part < 4; ++part) {
+      const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(
+          reinterpret_cast<const __m128i*>(packed + q * 64 + part * 16)));
+      sums[part] = _mm256_add_epi32(sums[part], _mm256_madd_epi16(xs, w));
+    }
+  }
+  for (int part = 0; part < 4; ++part) {
+    alignas(32) int32_t pairs[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), sums[part]);
+    for (int o = 0; o < 4; ++o) acc[part * 4 + o] += pairs[2 * o] + pairs[2 * o + 1];
+  }
+}
+
+}  // namespace
+}  // namespace vqcodec
+
+#include "kernels_impl.h"
+
+namespace vqcodec {
+const KernelTable* avx2_kernels() { return &kTable; }
+}  // namespace vqcodec
