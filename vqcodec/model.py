@@ -1,0 +1,278 @@
+"""Models: configuration, weights file, look-up by name, path or code id.
+
+A weights file is safetensors. Its metadata entry "vqcodec" is JSON: format, name, the
+configurations of transform, quantiser and prior, the rate position of each quality, and notes of
+the training. Tensors: `analysis.*` and `synthesis.*` float16, `codebook.<stage>.<block>` int16,
+`prior.*` integers.
+
+The code id is the first four bytes of a SHA-256 over what indices depend on (codebooks, prior,
+layout); a file names the code id that it needs. The synthesis network may change without it.
+
+Look-up: a path that exists; else `<name>.safetensors` in the package's `weights/`, then in the
+folders of $VQCODEC_MODELS (separated as in $PATH).
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from vqcodec.bottleneck import VectorBottleneck
+from vqcodec.errors import ModelFileError, UnknownModelError
+from vqcodec.prior import IntegerPrior, PriorConfig
+from vqcodec.quantizer import LEVELS, QuantizerConfig, ResidualQuantizer
+from vqcodec.transform import Analysis, Synthesis, TransformConfig
+
+FORMAT = 1
+DEFAULT_MODEL = "default"
+QUALITIES = 100
+SUFFIX = ".safetensors"
+_MAX_FILE_BYTES = 1 << 28
+_MAX_SIZE = 1 << 16
+
+_Config = TypeVar("_Config", TransformConfig, QuantizerConfig, PriorConfig)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model but its tensors.
+
+    positions: rate position in (0, stages] of quality 1..100; training: free notes for the card.
+    """
+
+    name: str
+    transform: TransformConfig
+    quantizer: QuantizerConfig
+    prior: PriorConfig
+    positions: tuple[float, ...]
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    """A loaded model. Networks are in evaluation mode on the CPU until moved."""
+
+    config: ModelConfig
+    analysis: Analysis
+    synthesis: Synthesis
+    quantizer: ResidualQuantizer
+    prior: IntegerPrior
+
+    @cached_property
+    def code_id(self) -> int:
+        """What a file must name to be decoded with this model."""
+        layout = {
+            "codewords": self.config.quantizer.codewords,
+            "blocks": self.config.quantizer.blocks,
+            "stages": self.config.quantizer.stages,
+            "levels": LEVELS,
+            "prior": dataclasses.asdict(self.config.prior),
+        }
+        digest = hashlib.sha256(json.dumps(layout, sort_keys=True).encode())
+        for name, array in sorted(self._coding_tensors().items()):
+            shape = ",".join(str(side) for side in array.shape)
+            digest.update(f"{name} {array.dtype.name} {shape}\n".encode())
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        return int.from_bytes(digest.digest()[:4], "little")
+
+    def bottleneck(self, *, threads: int | None = None) -> VectorBottleneck:
+        """The seam between this model's latent and symbols."""
+        return VectorBottleneck(self.quantizer, self.prior, threads=threads)
+
+    def position(self, quality: int) -> float:
+        """Rate position of a quality 1..100."""
+        return self.config.positions[quality - 1]
+
+    def _coding_tensors(self) -> dict[str, NDArray[Any]]:
+        tensors: dict[str, NDArray[Any]] = {
+            f"prior.{name}": array for name, array in self.prior.tensors.items()
+        }
+        for s, stage in enumerate(self.quantizer.codebooks):
+            for b, book in enumerate(stage):
+                tensors[f"codebook.{s}.{b}"] = book
+        return tensors
+
+    def to_bytes(self) -> bytes:
+        """The weights file."""
+        tensors = {
+            f"{part}.{name}": value.detach().cpu().to(torch.float16).contiguous()
+            for part, network in (("analysis", self.analysis), ("synthesis", self.synthesis))
+            for name, value in network.state_dict().items()
+        }
+        for name, array in self._coding_tensors().items():
+            tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
+        header = {"format": FORMAT, "code_id": self.code_id, **dataclasses.asdict(self.config)}
+        return save(tensors, {"vqcodec": json.dumps(header)})
+
+
+def load_model(path: Path) -> Model:
+    """Reads a weights file. ModelFileError if it is not one, or does not fit its configuration."""
+    header = read_model_header(path)
+    try:
+        config = _parse_config(header)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ModelFileError(f"{path}: not a usable weights file ({error})") from error
+    return _build(path, config, tensors)
+
+
+def read_model_header(path: Path) -> dict[str, Any]:
+    """The JSON metadata of a weights file, without its tensors."""
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ModelFileError(f"{path}: larger than {_MAX_FILE_BYTES >> 20} MiB")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        header = json.loads(metadata["vqcodec"])
+    except KeyError as error:
+        raise ModelFileError(f"{path}: safetensors, but not weights of vqcodec") from error
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path}: not a weights file ({error})") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ModelFileError(f"{path}: weights of another format than {FORMAT}")
+    return header
+
+
+def find_model(name: str | None = None) -> Path:
+    """Path of a model by name or path (default: the packaged one). UnknownModelError if none."""
+    wanted = name or DEFAULT_MODEL
+    direct = Path(wanted)
+    if direct.is_file():
+        return direct
+    for folder in _model_folders():
+        candidate = folder / f"{wanted}{SUFFIX}"
+        if candidate.is_file():
+            return candidate
+    raise UnknownModelError(
+        f"no model {wanted!r}: not a file, not in the package, not in $VQCODEC_MODELS"
+    )
+
+
+def find_model_by_code(code_id: int) -> Path:
+    """Path of the model whose files carry this code id. UnknownModelError if none is installed."""
+    for folder in _model_folders():
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            try:
+                if read_model_header(path).get("code_id") == code_id:
+                    return path
+            except ModelFileError:
+                continue
+    known = json.loads((_package_weights() / "known.json").read_text())
+    version = known.get(f"{code_id:08x}")
+    hint = (
+        f"it is the default model of vqcodec {version}; install that version"
+        if version
+        else "put its weights file into a folder of $VQCODEC_MODELS or pass it with --model"
+    )
+    raise UnknownModelError(f"the file needs the model with code id {code_id:08x}: {hint}")
+
+
+def _package_weights() -> Path:
+    return Path(__file__).with_name("weights")
+
+
+def _model_folders() -> Iterator[Path]:
+    yield _package_weights()
+    for folder in os.environ.get("VQCODEC_MODELS", "").split(os.pathsep):
+        if folder:
+            yield Path(folder)
+
+
+def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
+    config = ModelConfig(
+        name=str(header["name"]),
+        transform=config_from_json(TransformConfig, header["transform"]),
+        quantizer=config_from_json(QuantizerConfig, header["quantizer"]),
+        prior=config_from_json(PriorConfig, header["prior"]),
+        positions=tuple(float(p) for p in header["positions"]),
+        training=dict(header.get("training", {})),
+    )
+    quantizer, prior = config.quantizer, config.prior
+    sizes = [
+        config.transform.channels,
+        *config.transform.analysis_widths,
+        *config.transform.synthesis_widths,
+        quantizer.codewords,
+        prior.tables,
+        prior.embedding,
+        *prior.hidden,
+        prior.group_hidden,
+        prior.window,
+        *(number for block in quantizer.blocks for number in block),
+    ]
+    if not all(isinstance(size, int) and 1 <= size < _MAX_SIZE for size in sizes):
+        raise ValueError("a size is out of range")
+    if not (2 <= quantizer.codewords <= 256 and 1 <= prior.tables <= 256):
+        raise ValueError("codewords must be 2..256, tables 1..256")
+    if quantizer.channels != config.transform.channels or quantizer.groups > 4096:
+        raise ValueError("the quantiser's blocks do not add up to the channels")
+    if not 1 <= quantizer.stages <= 16 or not all(
+        math.isfinite(a) and a > b > 0
+        for a, b in zip(quantizer.mu, (*quantizer.mu[1:], 1e-9), strict=True)
+    ):
+        raise ValueError("prices must fall from stage to stage")
+    edges = (0, *prior.chunks, quantizer.groups)
+    if any(a >= b for a, b in zip(edges, edges[1:], strict=False)) or prior.window % 2 == 0:
+        raise ValueError("chunks must ascend, the window must be odd")
+    if len(config.positions) != QUALITIES or not all(0 < a <= quantizer.stages for a in config.positions):
+        raise ValueError("positions must be 100 numbers in (0, stages]")
+    return config
+
+
+def config_from_json(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
+    """A configuration from parsed JSON, lists becoming tuples. TypeError for unknown names."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return kind(**{name: tuples(value) for name, value in values.items()})
+
+
+def _build(path: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Model:
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+    with torch.device("meta"):
+        analysis, synthesis = Analysis(config.transform), Synthesis(config.transform)
+    for network, weights in ((analysis, part("analysis.")), (synthesis, part("synthesis."))):
+        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        if expected != {name: tuple(value.shape) for name, value in weights.items()}:
+            raise ModelFileError(f"{path}: the network's tensors do not fit the configuration")
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise ModelFileError(f"{path}: a weight is not finite")
+        network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+        network.eval().requires_grad_(False)
+    books = []
+    for s in range(config.quantizer.stages):
+        stage = []
+        for b, (count, dim) in enumerate(config.quantizer.blocks):
+            book = tensors.get(f"codebook.{s}.{b}")
+            shape = (count, config.quantizer.codewords, dim)
+            if book is None or book.dtype != torch.int16 or tuple(book.shape) != shape:
+                raise ModelFileError(f"{path}: codebook.{s}.{b} is not int16 {shape}")
+            if book[:, 0].any():
+                raise ModelFileError(f"{path}: codeword 0 of codebook.{s}.{b} is not zero")
+            stage.append(book.numpy())
+        books.append(stage)
+    prior = IntegerPrior(
+        config.prior,
+        stages=config.quantizer.stages,
+        groups=config.quantizer.groups,
+        codewords=config.quantizer.codewords,
+        levels=LEVELS,
+        tensors={name: value.numpy() for name, value in part("prior.").items()},
+    )
+    return Model(config, analysis, synthesis, ResidualQuantizer(config.quantizer, books), prior)

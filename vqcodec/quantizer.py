@@ -1,0 +1,160 @@
+"""Residual grouped vector quantiser with entropy-constrained assignment.
+
+The latent's C channels are cut, in order, into G groups of 1, 2 or 4 channels ("blocks" of groups
+of equal dimension). Stage s quantises in every group what stages 0..s-1 left, with its own
+codebook of K codewords; codeword 0 is the zero vector. An index is chosen by
+
+    argmin_k  ||r - c_k||^2 + mu * bits_k
+
+where bits_k is the code length that the position's own probability table gives, and mu, in squared
+grey levels a bit, is the price of a bit. Codewords are fixed point, int16 in units of
+2^-FRACTION_BITS, so the decoded latent is an exact integer tensor.
+
+Layout: latent vectors (N, C); indices uint8 (G, N), one array a stage.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqcodec_kernels import nearest_codeword
+
+FRACTION_BITS = 2
+SCALE = 1 << FRACTION_BITS
+# Steps of the rate inside one stage: the resolution of the header's rate bucket.
+LEVELS = 8
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """blocks: (number of groups, dimension) in channel order; mu: the price of a bit at which each
+    stage is complete, first the price at which the first stage starts."""
+
+    blocks: tuple[tuple[int, int], ...] = ((8, 1), (4, 2), (68, 4))
+    codewords: int = 256
+    mu: tuple[float, ...] = (6000.0, 1600.0, 400.0, 105.0, 28.0)
+
+    @property
+    def groups(self) -> int:
+        return sum(count for count, _ in self.blocks)
+
+    @property
+    def channels(self) -> int:
+        return sum(count * dim for count, dim in self.blocks)
+
+    @property
+    def stages(self) -> int:
+        return len(self.mu) - 1
+
+
+class ResidualQuantizer:
+    """Codebooks of all stages, and the search and look-up over them.
+
+    codebooks[s][b]: int16 (groups of block b, K, dimension of block b).
+    """
+
+    def __init__(self, config: QuantizerConfig, codebooks: Sequence[Sequence[NDArray[np.int16]]]) -> None:
+        self.config = config
+        self.codebooks = [list(stage) for stage in codebooks]
+        self.float_codebooks = [
+            [torch.from_numpy(book.astype(np.float32) / SCALE) for book in stage]
+            for stage in self.codebooks
+        ]
+
+    def spans(self, groups: slice) -> list[tuple[int, slice, slice, slice]]:
+        """Blocks cut to a range of groups: (block, groups inside it, its groups inside the range,
+        channels of the latent)."""
+        spans = []
+        first_group = first_channel = 0
+        for b, (count, dim) in enumerate(self.config.blocks):
+            start = max(groups.start, first_group)
+            stop = min(groups.stop, first_group + count)
+            if start < stop:
+                channel = first_channel + (start - first_group) * dim
+                spans.append(
+                    (
+                        b,
+                        slice(start - first_group, stop - first_group),
+                        slice(start - groups.start, stop - groups.start),
+                        slice(channel, channel + (stop - start) * dim),
+                    )
+                )
+            first_group += count
+            first_channel += count * dim
+        return spans
+
+    def assign(
+        self,
+        stage: int,
+        residual: Tensor,
+        bias: Tensor,
+        bias_table: Tensor,
+        *,
+        groups: slice | None = None,
+    ) -> Tensor:
+        """Indices of one stage for a range of groups (default all).
+
+        residual float32 (N, C); bias (g, T, K) = mu * bits; bias_table (g, N) -> uint8 (g, N).
+        """
+        groups = groups or slice(0, self.config.groups)
+        index = torch.empty(groups.stop - groups.start, len(residual), dtype=torch.uint8)
+        for b, inside, rows, channels in self.spans(groups):
+            dim = self.config.blocks[b][1]
+            vectors = residual[:, channels].reshape(len(residual), -1, dim).transpose(0, 1)
+            found = nearest_codeword(
+                vectors.contiguous(),
+                self.float_codebooks[stage][b][inside],
+                bias[rows],
+                bias_table=bias_table[rows],
+            )
+            assert isinstance(found, Tensor)
+            index[rows] = found.to(torch.uint8)
+        return index
+
+    def look_up(self, stage: int, index: Tensor, *, groups: slice | None = None) -> Tensor:
+        """Codewords of one stage in fixed point: index (g, N) -> int32 (N, channels of groups)."""
+        groups = groups or slice(0, self.config.groups)
+        parts = []
+        for b, inside, rows, _ in self.spans(groups):
+            book = torch.from_numpy(self.codebooks[stage][b][inside]).to(index.device)
+            codes = index[rows].long()
+            picked = torch.gather(book, 1, codes[:, :, None].expand(-1, -1, book.shape[2]))
+            parts.append(picked.transpose(0, 1).reshape(index.shape[1], -1))
+        return torch.cat(parts, 1).int()
+
+
+def to_latent(fixed: Tensor) -> Tensor:
+    """Fixed-point sum of codewords (int32) to the latent's units (float32, exact)."""
+    return fixed.float() / SCALE
+
+
+def price_at(config: QuantizerConfig, position: float) -> float:
+    """mu of the last stage at a rate position in (0, S]: geometric between the stage's two prices."""
+    stage = stage_at(config, position)
+    fraction = position - stage
+    return config.mu[stage] ** (1 - fraction) * config.mu[stage + 1] ** fraction
+
+
+def stage_at(config: QuantizerConfig, position: float) -> int:
+    """Index of the last stage that a rate position in (0, S] codes."""
+    if not 0 < position <= config.stages:
+        raise ValueError(f"rate position must lie in (0, {config.stages}], got {position}")
+    return min(config.stages - 1, int(np.ceil(position)) - 1)
+
+
+def bucket_at(config: QuantizerConfig, position: float) -> int:
+    """The rate bucket 1..S * LEVELS that a position falls into; what the file header stores."""
+    stage = stage_at(config, position)
+    return stage * LEVELS + min(LEVELS - 1, int((position - stage) * LEVELS)) + 1
+
+
+def level_in(bucket: int, stage: int) -> int | None:
+    """How far a stage is refined in a rate bucket: 0..LEVELS-1, None if it is not coded at all."""
+    last = (bucket - 1) // LEVELS
+    if stage > last:
+        return None
+    return LEVELS - 1 if stage < last else (bucket - 1) % LEVELS

@@ -1,0 +1,148 @@
+"""Analysis (pixels -> latent) and synthesis (latent -> pixels) at 1/16 resolution.
+
+Both are a linear main path plus a nonlinear branch. The linear paths start as the principal
+components of 16x16 training patches (a linear autoencoder is PCA: P. Baldi, K. Hornik, "Neural
+networks and principal component analysis", 1989), the branches start at zero, so an untrained
+transform is already a good one. The latent keeps the pixels' units: one unit of squared latent
+error is one grey level of squared error, summed over the 768 samples of a patch.
+
+Layout: pixels float (N, 3, H, W) in 0..255, H and W multiples of 16; latent (N, C, H/16, W/16).
+The branches run in the dtype of autocast, the linear paths always in float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STRIDE = 16
+PIXEL_MEAN = 127.5
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """Widths are the channels at 1/16, 1/8 and 1/4 resolution, depths the residual blocks there.
+
+    A zero depth everywhere leaves the linear path alone. `rates` is the number of rate buckets
+    the synthesis is told about (0: none).
+    """
+
+    channels: int = 288
+    analysis_widths: tuple[int, int, int] = (128, 96, 48)
+    analysis_depths: tuple[int, int, int] = (0, 0, 0)
+    synthesis_widths: tuple[int, int, int] = (160, 128, 64)
+    synthesis_depths: tuple[int, int, int] = (2, 2, 2)
+    rates: int = 32
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a skip; with `rates`, a gain and an offset a channel by bucket."""
+
+    def __init__(self, channels: int, rates: int = 0) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = nn.Embedding(rates + 1, 2 * channels) if rates else None
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+
+    def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
+        y = self.second(F.leaky_relu(self.first(x), 0.1))
+        if self.modulation is not None and rate is not None:
+            gain, offset = self.modulation(rate)[:, :, None, None].to(y.dtype).chunk(2, 1)
+            y = y * (1 + gain) + offset
+        return x + y
+
+
+class Analysis(nn.Module):
+    """Pixels to latent: a 16x16 patch transform plus a convolutional branch on the pixels."""
+
+    scale: Tensor
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(3, config.channels, STRIDE, stride=STRIDE, bias=False)
+        self.branch: nn.ModuleList | None = None
+        if any(config.analysis_depths):
+            w16, w8, w4 = config.analysis_widths
+            d16, d8, d4 = config.analysis_depths
+            last = nn.Conv2d(w16, config.channels, 1)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+            self.branch = nn.ModuleList(
+                [
+                    nn.Conv2d(48, w4, 3, padding=1),
+                    *(ResidualBlock(w4) for _ in range(d4)),
+                    nn.Conv2d(w4, w8, 2, stride=2),
+                    *(ResidualBlock(w8) for _ in range(d8)),
+                    nn.Conv2d(w8, w16, 2, stride=2),
+                    *(ResidualBlock(w16) for _ in range(d16)),
+                    last,
+                ]
+            )
+        # Standard deviation of each latent channel: brings the branch's output to its scale.
+        self.register_buffer("scale", torch.ones(config.channels))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        centred = pixels - PIXEL_MEAN
+        with torch.autocast(pixels.device.type, enabled=False):
+            latent = self.linear(centred.float())
+        if self.branch is None:
+            return latent
+        h = F.pixel_unshuffle(centred / 64, 4)
+        for layer in self.branch:
+            h = layer(h)
+        return latent + h.float() * self.scale[:, None, None]
+
+
+class Synthesis(nn.Module):
+    """Latent to pixels: the linear path's picture plus a correction that sees latent and picture."""
+
+    scale: Tensor
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.linear = nn.ConvTranspose2d(config.channels, 3, STRIDE, stride=STRIDE, bias=False)
+        self.register_buffer("scale", torch.ones(config.channels))
+        self.nonlinear = any(config.synthesis_depths)
+        if not self.nonlinear:
+            return
+        w16, w8, w4 = config.synthesis_widths
+        d16, d8, d4 = config.synthesis_depths
+        rates = config.rates
+        self.enter16 = nn.Conv2d(config.channels, w16, 1)
+        self.blocks16 = nn.ModuleList(ResidualBlock(w16, rates) for _ in range(d16))
+        self.up8 = nn.Conv2d(w16, 4 * w8, 1)
+        self.enter8 = nn.Conv2d(192, w8, 1)
+        self.blocks8 = nn.ModuleList(ResidualBlock(w8, rates) for _ in range(d8))
+        self.up4 = nn.Conv2d(w8, 4 * w4, 1)
+        self.enter4 = nn.Conv2d(48, w4, 3, padding=1)
+        self.blocks4 = nn.ModuleList(ResidualBlock(w4, rates) for _ in range(d4))
+        self.leave = nn.Conv2d(w4, 48, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+
+    def forward(self, latent: Tensor, rate: Tensor) -> Tensor:
+        """latent (N, C, h, w), rate (N,) int64 bucket -> pixels (N, 3, 16h, 16w), not clamped."""
+        with torch.autocast(latent.device.type, enabled=False):
+            picture = self.linear(latent.float())
+        if not self.nonlinear:
+            return picture + PIXEL_MEAN
+        scaled = picture / 64
+        h = self.enter16(latent / self.scale[:, None, None])
+        for block in self.blocks16:
+            h = block(h, rate)
+        h = F.pixel_shuffle(self.up8(h), 2) + self.enter8(F.pixel_unshuffle(scaled, 8))
+        for block in self.blocks8:
+            h = block(h, rate)
+        h = F.pixel_shuffle(self.up4(h), 2) + self.enter4(F.pixel_unshuffle(scaled, 4))
+        for block in self.blocks4:
+            h = block(h, rate)
+        return picture + PIXEL_MEAN + F.pixel_shuffle(self.leave(h).float(), 4) * 4
+
+
+def pad_pixels(pixels: Tensor) -> Tensor:
+    """Repeats the last row and column up to multiples of 16."""
+    height, width = pixels.shape[-2:]
+    return F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
