@@ -1,0 +1,449 @@
+"""A training run from a folder of pictures to a weights file, in three phases.
+
+start      principal components and codebooks, in closed form; a usable linear model
+synthesis  gradient training of the synthesis on quantised latents
+prior      training of the conditional prior on cached indices; tables; calibration of quality
+
+A model is written after each phase, a checkpoint every minute; `resume` continues a run from its
+checkpoint, with a given number of steps exactly as if it had never stopped.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqcodec.bottleneck import VectorBottleneck
+from vqcodec.errors import ModelFileError
+from vqcodec.files import write_atomically
+from vqcodec.model import (
+    QUALITIES,
+    Model,
+    ModelConfig,
+    config_from_json,
+    find_model,
+    load_model,
+)
+from vqcodec.prior import IntegerPrior, PriorConfig
+from vqcodec.quantizer import QuantizerConfig, ResidualQuantizer
+from vqcodec.train.calibration import calibrate_positions
+from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from vqcodec.train.photos import PhotoSet, load_photos
+from vqcodec.train.prior import (
+    CodedPhoto,
+    PriorTrainer,
+    count_tables,
+    encode_conditional,
+    encode_static,
+    static_prior,
+)
+from vqcodec.train.settings import PHASES, PRESETS, TrainConfig
+from vqcodec.train.start import fit_codebooks, principal_components, sample_patches, static_bits
+from vqcodec.train.synthesis import SynthesisTrainer
+from vqcodec.transform import STRIDE, Analysis, Synthesis, TransformConfig, pad_pixels
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT_SECONDS = 60
+# Larger pictures are cut to this side when the prior's indices are cached.
+_CACHE_SIDE = 1024
+_CALIBRATION_SIDE = 384
+
+
+@dataclass
+class _Run:
+    """The state of a run: what is decided and learnt so far."""
+
+    config: TrainConfig
+    seed: int
+    device: str
+    out: Path
+    analysis: Analysis
+    synthesis: Synthesis
+    quantizer: ResidualQuantizer
+    bits: Tensor
+    prior: IntegerPrior
+    positions: tuple[float, ...]
+    phases: tuple[str, ...]
+    done: list[str]
+    notes: dict[str, Any]
+
+    def model(self) -> Model:
+        config = ModelConfig(
+            name=self.out.stem,
+            transform=self.config.transform,
+            quantizer=self.config.quantizer,
+            prior=self.config.prior,
+            positions=self.positions,
+            training={"config": dataclasses.asdict(self.config), "seed": self.seed, **self.notes},
+        )
+        return Model(config, self.analysis, self.synthesis, self.quantizer, self.prior)
+
+    def write(self) -> None:
+        write_atomically(self.out, self.model().to_bytes(), overwrite=True)
+
+    def state(self, phase: str | None = None, inner: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {
+            "config": json.dumps(dataclasses.asdict(self.config)),
+            "seed": self.seed,
+            "analysis": self.analysis.state_dict(),
+            "synthesis": self.synthesis.state_dict(),
+            "codebooks": [[torch.from_numpy(b) for b in s] for s in self.quantizer.codebooks],
+            "bits": self.bits,
+            "prior": {k: torch.from_numpy(v) for k, v in self.prior.tensors.items()},
+            "positions": list(self.positions),
+            "phases": list(self.phases),
+            "done": list(self.done),
+            "notes": json.dumps(self.notes),
+            "phase": phase,
+            "inner": inner,
+        }
+
+
+def train_model(
+    *,
+    data: Path,
+    out: Path,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    init: str | None = None,
+    phases: tuple[str, ...] | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    preset: str = "default",
+) -> Path:
+    """Trains a model on the pictures below `data` and writes it to `out`; returns `out`.
+
+    minutes or steps: the budget (steps of the synthesis; the prior takes a quarter as many);
+    neither: 60 minutes. init: a model to start from instead of the closed-form start. phases: a
+    part of ("start", "synthesis", "prior"). Raises VqcError subclasses for unusable data, models
+    and checkpoints or a diverging loss, ValueError for arguments that do not fit.
+    """
+    if minutes is not None and steps is not None:
+        raise ValueError("give a budget in minutes or in steps, not both")
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    chosen = phases or (PHASES if init is None else PHASES[1:])
+    for phase in chosen:
+        if phase not in PHASES:
+            raise ValueError(f"phases are {', '.join(PHASES)}, got {phase!r}")
+    if (init is None) != ("start" in chosen) and not resume:
+        raise ValueError("a run begins with the phase 'start' or with a model given as init")
+    budget = steps if steps is not None else None
+    seconds = None if steps is not None else 60 * (60.0 if minutes is None else minutes)
+    device = device if device not in (None, "auto") else ("cuda" if torch.cuda.is_available() else "cpu")
+    photos = load_photos(data)
+    logger.info("%d pictures to train on, %d to validate", len(photos.train), len(photos.validation))
+    pending: dict[str, Any] | None = None
+    if resume:
+        run, pending = _resumed(load_checkpoint(checkpoint_path(out)), out, device)
+    elif init is not None:
+        run = _from_model(load_model(find_model(init)), photos, out, device, seed, chosen, preset)
+    else:
+        run = _start(PRESETS[preset](), photos, out, device, seed, chosen)
+    if not resume:
+        run.write()
+        save_checkpoint(checkpoint_path(out), run.state())
+    shares = {"synthesis": 1 - run.config.prior_share, "prior": run.config.prior_share}
+    left = [p for p in run.phases if p not in run.done]
+    total = sum(shares[p] for p in left)
+    for phase in left:
+        inner = pending if pending and pending.get("phase") == phase else None
+        part = None if seconds is None else seconds * shares[phase] / total
+        if phase == "synthesis":
+            _train_synthesis(run, photos, budget, part, inner)
+        else:
+            _train_prior(run, photos, None if budget is None else max(1, budget // 4), part, inner)
+        run.done.append(phase)
+        run.write()
+        save_checkpoint(checkpoint_path(out), run.state())
+    return out
+
+
+def _start(
+    config: TrainConfig,
+    photos: PhotoSet,
+    out: Path,
+    device: str,
+    seed: int,
+    phases: tuple[str, ...],
+) -> _Run:
+    random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    channels = config.transform.channels
+    weight, deviation = principal_components(
+        sample_patches(photos.train, config.patches, random), channels
+    )
+    vectors = sample_patches(photos.train, config.codebook_vectors, random)
+    latents = vectors @ weight.reshape(channels, -1).T
+    quantizer, bits = fit_codebooks(
+        latents, config.quantizer, iterations=config.codebook_iterations, random=random
+    )
+    analysis, synthesis = Analysis(config.transform), Synthesis(config.transform)
+    analysis.linear.weight.data.copy_(weight)
+    analysis.scale.copy_(deviation)
+    synthesis.linear.weight.data.copy_(weight)
+    synthesis.scale.copy_(deviation)
+    stages = config.quantizer.stages
+    return _Run(
+        config=config,
+        seed=seed,
+        device=device,
+        out=out,
+        analysis=analysis.requires_grad_(False),
+        synthesis=synthesis,
+        quantizer=quantizer,
+        bits=bits,
+        prior=static_prior(config.prior, config.quantizer, bits),
+        positions=tuple(round(float(p), 4) for p in np.linspace(0.02, stages, QUALITIES)),
+        phases=phases,
+        done=["start"],
+        notes={"pictures": len(photos.train)},
+    )
+
+
+def _from_model(
+    model: Model,
+    photos: PhotoSet,
+    out: Path,
+    device: str,
+    seed: int,
+    phases: tuple[str, ...],
+    preset: str,
+) -> _Run:
+    config = dataclasses.replace(
+        PRESETS[preset](),
+        transform=model.config.transform,
+        quantizer=model.config.quantizer,
+        prior=model.config.prior,
+    )
+    random = np.random.default_rng(seed)
+    patches = sample_patches(photos.train, config.codebook_vectors, random)
+    grid = patches.reshape(-1, 3, STRIDE, STRIDE) + 127.5
+    with torch.no_grad():
+        latents = torch.cat([model.analysis(part)[:, :, 0, 0] for part in grid.split(4096)])
+    return _Run(
+        config=config,
+        seed=seed,
+        device=device,
+        out=out,
+        analysis=model.analysis,
+        synthesis=model.synthesis,
+        quantizer=model.quantizer,
+        bits=static_bits(latents, model.quantizer),
+        prior=model.prior,
+        positions=model.config.positions,
+        phases=phases,
+        done=[],
+        notes={"pictures": len(photos.train), "init": f"{model.code_id:08x}"},
+    )
+
+
+def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[str, Any] | None]:
+    try:
+        values = json.loads(state["config"])
+        values["transform"] = config_from_json(TransformConfig, values["transform"])
+        values["quantizer"] = config_from_json(QuantizerConfig, values["quantizer"])
+        values["prior"] = config_from_json(PriorConfig, values["prior"])
+        config = TrainConfig(**values)
+        analysis, synthesis = Analysis(config.transform), Synthesis(config.transform)
+        analysis.load_state_dict(state["analysis"])
+        synthesis.load_state_dict(state["synthesis"])
+        prior = static_prior(config.prior, config.quantizer, state["bits"])
+        run = _Run(
+            config=config,
+            seed=int(state["seed"]),
+            device=device,
+            out=out,
+            analysis=analysis.requires_grad_(False),
+            synthesis=synthesis,
+            quantizer=ResidualQuantizer(
+                config.quantizer, [[b.numpy() for b in s] for s in state["codebooks"]]
+            ),
+            bits=state["bits"],
+            prior=prior.replace({k: v.numpy() for k, v in state["prior"].items()}),
+            positions=tuple(state["positions"]),
+            phases=tuple(state["phases"]),
+            done=list(state["done"]),
+            notes=json.loads(state["notes"]),
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"the checkpoint does not fit this version ({error})") from error
+    inner = {"phase": state["phase"], **state["inner"]} if state["phase"] else None
+    return run, inner
+
+
+def _train_synthesis(
+    run: _Run,
+    photos: PhotoSet,
+    steps: int | None,
+    seconds: float | None,
+    inner: dict[str, Any] | None,
+) -> None:
+    trainer = SynthesisTrainer(
+        run.config,
+        run.analysis,
+        run.synthesis,
+        run.quantizer,
+        run.bits,
+        seed=run.seed + 1,
+        device=run.device,
+    )
+    if inner is not None:
+        trainer.load_state(inner["trainer"])
+    if not run.synthesis.nonlinear:
+        return
+
+    def report(losses: list[float]) -> str:
+        text = f"loss {np.mean(losses[-50:]):.4f}"
+        if trainer.steps_done % run.config.validate_every == 0:
+            rates = trainer.validate(photos.validation)
+            text += "  " + "  ".join(f"{bpp:.3f} bpp {psnr:.2f} dB" for bpp, psnr in rates)
+        return text
+
+    _loop(
+        run,
+        "synthesis",
+        trainer,
+        lambda progress: trainer.step(photos.train, progress),
+        report,
+        steps,
+        seconds,
+        inner,
+    )
+    run.synthesis = trainer.averaged_synthesis().cpu().requires_grad_(False)
+    run.notes["synthesis_steps"] = trainer.steps_done
+
+
+def _train_prior(
+    run: _Run,
+    photos: PhotoSet,
+    steps: int | None,
+    seconds: float | None,
+    inner: dict[str, Any] | None,
+) -> None:
+    began = time.monotonic()
+    random = np.random.default_rng(run.seed + 2)
+    run.analysis.cpu()
+    stages = run.config.quantizer.stages
+    cached = [
+        encode_static(
+            run.quantizer,
+            run.bits,
+            _latent(run, _cut(photo, _CACHE_SIDE, random)),
+            _training_position(stages, random),
+        )
+        for _ in range(run.config.prior_passes)
+        for photo in photos.train
+    ]
+    trainer = PriorTrainer(run.config, run.quantizer, cached, seed=run.seed + 3)
+    if inner is not None:
+        trainer.load_state(inner["trainer"])
+    # Encoding again under the new prior, counting and calibration take about as long as caching.
+    if seconds is not None:
+        seconds = max(0.0, seconds - 5 * (time.monotonic() - began))
+
+    def report(spent: list[list[float]]) -> str:
+        mean = np.mean(spent[-50:], 0) / STRIDE**2
+        return "  ".join(f"{bpp:.4f}" for bpp in mean) + " bpp by stage"
+
+    _loop(run, "prior", trainer, trainer.step, report, steps, seconds, inner)
+    run.prior = trainer.export()
+    # The encoder now pays the conditional code lengths, so it chooses other indices: count the
+    # tables on those, twice.
+    for _ in range(2):
+        bottleneck = VectorBottleneck(run.quantizer, run.prior)
+        recoded: list[CodedPhoto] = [
+            encode_conditional(
+                bottleneck,
+                _latent(run, _cut(photo, _CACHE_SIDE // 2, random)),
+                _training_position(stages, random),
+            )
+            for photo in photos.train
+        ]
+        run.prior = count_tables(run.prior, recoded)
+    bottleneck = VectorBottleneck(run.quantizer, run.prior)
+    centre = [_centre(photo, _CALIBRATION_SIDE) for photo in photos.validation[:16]]
+    run.positions = calibrate_positions(bottleneck, [_latent(run, p) for p in centre])
+    run.notes["prior_steps"] = trainer.steps_done
+
+
+def _loop(
+    run: _Run,
+    phase: str,
+    trainer: SynthesisTrainer | PriorTrainer,
+    step: Callable[[float], Any],
+    report: Callable[[list[Any]], str],
+    steps: int | None,
+    seconds: float | None,
+    inner: dict[str, Any] | None,
+) -> None:
+    """Steps until `steps` are done in all, or until the phase has had `seconds`, with progress on
+    the terminal and checkpoints on the way."""
+    spent_before = float(inner["seconds"]) if inner else 0.0
+    began = saved = shown = time.monotonic()
+    results: list[Any] = []
+
+    def save() -> None:
+        now = time.monotonic()
+        state = {"trainer": trainer.state(), "seconds": spent_before + now - began}
+        save_checkpoint(checkpoint_path(run.out), run.state(phase, state))
+
+    while True:
+        elapsed = spent_before + time.monotonic() - began
+        if steps is not None:
+            progress = trainer.steps_done / steps
+        else:
+            assert seconds is not None
+            progress = elapsed / seconds if seconds > 0 else 1.0
+        if progress >= 1:
+            break
+        results.append(step(progress))
+        now = time.monotonic()
+        if now - shown > 10 or trainer.steps_done % run.config.validate_every == 0:
+            shown = now
+            logger.info(
+                "%s %3.0f %%  step %d  %s",
+                phase,
+                100 * progress,
+                trainer.steps_done,
+                report(results),
+            )
+            del results[:-50]
+        if now - saved > _CHECKPOINT_SECONDS:
+            saved = now
+            save()
+    save()
+
+
+def _training_position(stages: int, random: np.random.Generator) -> float:
+    """A random rate position; a third of them complete stages, which most symbols come from."""
+    position = stages * (1 - random.random())
+    return float(math.ceil(position)) if random.random() < 1 / 3 else position
+
+
+def _latent(run: _Run, photo: NDArray[np.uint8]) -> Tensor:
+    pixels = torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        return run.analysis(pad_pixels(pixels))[0]
+
+
+def _cut(photo: NDArray[np.uint8], side: int, random: np.random.Generator) -> NDArray[np.uint8]:
+    top, left = (int(random.integers(0, max(1, size - side + 1))) for size in photo.shape[:2])
+    return photo[top : top + side, left : left + side]
+
+
+def _centre(photo: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    top, left = (max(0, size - side) // 2 for size in photo.shape[:2])
+    return photo[top : top + side, left : left + side]

@@ -1,0 +1,186 @@
+"""Gradient training of the synthesis on the latents that the quantiser really gives.
+
+The analysis and the codebooks stay as they are; every crop of a batch is quantised at its own
+random rate position, so one network learns all rates. The loss of a crop is its squared error
+divided by that of the linear path alone, so that easy and hard crops, low and high rates weigh
+alike, as they do in a mean of PSNRs.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqcodec.errors import VqcError
+from vqcodec.quantizer import ResidualQuantizer, bucket_at, price_at, stage_at, to_latent
+from vqcodec.train.checkpoint import random_state, set_random_state
+from vqcodec.train.photos import random_crops
+from vqcodec.train.settings import TrainConfig
+from vqcodec.transform import Analysis, Synthesis
+
+# Squared grey levels added to the linear path's error: a flat crop has next to none to improve.
+_ERROR_FLOOR = 3.0
+
+
+class SynthesisTrainer:
+    """The synthesis, its optimiser and its random state; `step` is a pure function of them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        analysis: Analysis,
+        synthesis: Synthesis,
+        quantizer: ResidualQuantizer,
+        bits: Tensor,
+        *,
+        seed: int,
+        device: str = "cpu",
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.analysis = analysis.to(device).eval()
+        self.synthesis = _channels_last(synthesis.to(device)).train().requires_grad_(True)
+        self.quantizer = quantizer
+        self.bits = bits
+        self.parameters = [
+            p for name, p in self.synthesis.named_parameters() if not name.startswith("linear.")
+        ]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
+        self.average = {k: v.detach().clone() for k, v in self.synthesis.state_dict().items()}
+        self.random = np.random.default_rng(seed)
+        self.steps_done = 0
+
+    def step(self, photos: list[NDArray[np.uint8]], progress: float) -> float:
+        """One optimiser step; progress in 0..1 places it in the learning-rate plan. Loss."""
+        config = self.config
+        warmup = min(1.0, (self.steps_done + 1) / config.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        rate = config.final_learning_rate + cosine * (config.learning_rate - config.final_learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * warmup
+        crops = random_crops(photos, config.batch, config.crop, self.random)
+        positions = (1 - self.random.random(config.batch)) * config.quantizer.stages
+        crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
+        latent, buckets = quantise_crops(
+            self.analysis, self.quantizer, self.bits, crops, positions.tolist()
+        )
+        with torch.no_grad():
+            linear = self.synthesis.linear(latent) + 127.5
+            reference = (linear - crops).square().mean((1, 2, 3)) + _ERROR_FLOOR
+        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=has_bf16()):
+            picture = self.synthesis(latent, buckets)
+        loss = ((picture - crops).square().mean((1, 2, 3)) / reference).mean()
+        if not torch.isfinite(loss):
+            raise VqcError(
+                f"training diverged: the loss is {loss.item()} at step {self.steps_done}; "
+                "resume from the last checkpoint with a lower learning rate"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.steps_done += 1
+        decay = min(config.smoothing, self.steps_done / (self.steps_done + 10))
+        for name, value in self.synthesis.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+        return float(loss.item())
+
+    def averaged_synthesis(self) -> Synthesis:
+        """A copy of the network with the moving average of the weights, in evaluation mode."""
+        copy = _channels_last(Synthesis(self.config.transform).to(self.device))
+        copy.load_state_dict(self.average)
+        return copy.eval()
+
+    def validate(self, photos: list[NDArray[np.uint8]], size: int = 512) -> list[tuple[float, float]]:
+        """(bpp by static code lengths, PSNR) at every complete stage, over centre crops."""
+        network = self.averaged_synthesis()
+        stages = self.config.quantizer.stages
+        totals = np.zeros((stages, 2))
+        for photo in photos:
+            height, width = (min(size, side) // 16 * 16 for side in photo.shape[:2])
+            top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
+            crop = torch.from_numpy(photo[top : top + height, left : left + width].copy())
+            pixels = crop.permute(2, 0, 1)[None].float().to(self.device)
+            for stage in range(stages):
+                spent: list[float] = []
+                latent, bucket = quantise_crops(
+                    self.analysis, self.quantizer, self.bits, pixels, [stage + 1.0], spent
+                )
+                with torch.no_grad():
+                    picture = network(latent, bucket).clamp(0, 255).round()
+                error = (picture - pixels).square().mean().item()
+                totals[stage] += spent[0] / (height * width), 10 * math.log10(255**2 / error)
+        return [(float(bpp), float(psnr)) for bpp, psnr in totals / len(photos)]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "synthesis": self.synthesis.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(self.random),
+            "steps": self.steps_done,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state` was taken."""
+        self.synthesis.load_state_dict(state["synthesis"])
+        self.average = {k: v.clone() for k, v in state["average"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        set_random_state(self.random, state["random"])
+        self.steps_done = int(state["steps"])
+
+
+def _channels_last(network: Synthesis) -> Synthesis:
+    """The same network with its weights in the layout that convolutions are fastest in."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def has_bf16() -> bool:
+    """Whether bfloat16 convolution is fast here: a GPU, or a CPU with AVX-512 BF16 or AMX."""
+    if torch.cuda.is_available():
+        return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@torch.no_grad()
+def quantise_crops(
+    analysis: Analysis,
+    quantizer: ResidualQuantizer,
+    bits: Tensor,
+    crops: Tensor,
+    positions: list[float],
+    spent: list[float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Decoded latents (N, C, h, w) and buckets (N,) of crops, each at its own rate position.
+
+    `spent`, if given, receives the bits of each crop by the static code lengths.
+    """
+    config = quantizer.config
+    latent = analysis(crops)
+    count, channels, height, width = latent.shape
+    area = height * width
+    target = latent.permute(0, 2, 3, 1).reshape(count, area, channels).cpu()
+    decoded = torch.zeros_like(target)
+    last = [stage_at(config, p) for p in positions]
+    cost = torch.zeros(count)
+    for stage in range(max(last) + 1):
+        active = [n for n in range(count) if last[n] >= stage]
+        prices = torch.tensor(
+            [price_at(config, positions[n]) if last[n] == stage else config.mu[stage + 1] for n in active]
+        )
+        bias = prices[None, :, None] * bits[stage][:, None, :]
+        table = torch.arange(len(active), dtype=torch.int32).repeat_interleave(area)
+        residual = (target[active] - decoded[active]).reshape(-1, channels)
+        index = quantizer.assign(stage, residual, bias, table.expand(config.groups, -1).contiguous())
+        decoded[active] += to_latent(quantizer.look_up(stage, index)).reshape(-1, area, channels)
+        lengths = torch.gather(bits[stage], 1, index.long()).sum(0).reshape(-1, area).sum(1)
+        cost[active] += lengths
+    if spent is not None:
+        spent.extend(cost.tolist())
+    buckets = torch.tensor([bucket_at(config, p) for p in positions], device=crops.device)
+    result = decoded.reshape(count, height, width, channels).permute(0, 3, 1, 2)
+    return result.to(crops.device), buckets
