@@ -1,11 +1,11 @@
 """Training: a run lowers the loss, resumes bit-exactly, writes a model that codes; bad input is refused."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from vqcodec.codec import load_codec
 from vqcodec.errors import ModelFileError, VqcError
@@ -18,50 +18,25 @@ from vqcodec.train.settings import tiny_config
 from vqcodec.train.synthesis import SynthesisTrainer
 
 
-def _pictures(folder: Path, count: int = 4) -> Path:
-    """Smooth gradients with edges and a little noise: learnable in a few steps."""
-    random = np.random.default_rng(0)
-    folder.mkdir()
-    rows, columns = np.mgrid[0:96, 0:128]
-    for n in range(count):
-        angle = random.random() * np.pi
-        wave = np.sin((rows * np.cos(angle) + columns * np.sin(angle)) / (4 + 3 * n))
-        channels = [128 + 90 * wave * random.random() + 20 * (columns > 64) for _ in range(3)]
-        noisy = np.stack(channels, 2) + random.normal(0, 3, (96, 128, 3))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"picture{n}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _pictures(tmp_path_factory.mktemp("train") / "pictures")
-
-
-@pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    return train_model(data=data, out=out, steps=8, preset="tiny", seed=3)
-
-
-def test_the_model_codes_pictures(trained: Path) -> None:
-    codec = load_codec(trained, "cpu")
+def test_the_model_codes_pictures(tiny_model: Path) -> None:
+    codec = load_codec(tiny_model, "cpu")
     picture = np.random.default_rng(1).integers(0, 256, (50, 37, 3), dtype=np.uint8)
     sizes = []
     for quality in (1, 50, 100):
         data = codec.compress(picture, quality=quality)
-        assert codec.decompress(data).size == (37, 50)
-        sizes.append(len(data))
+        assert codec.decompress(pictures).size == (37, 50)
+        sizes.append(len(pictures))
     assert sizes == sorted(sizes) and sizes[0] < sizes[2]
 
 
-def test_training_again_gives_the_same_file(trained: Path, data: Path, tmp_path: Path) -> None:
-    out = train_model(data=data, out=tmp_path / "tiny.safetensors", steps=8, preset="tiny", seed=3)
-    assert out.read_bytes() == trained.read_bytes()
+def test_training_again_gives_the_same_file(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    out = train_model(data=pictures, out=tmp_path / "tiny.safetensors", steps=8, preset="tiny", seed=3)
+    assert out.read_bytes() == tiny_model.read_bytes()
 
 
-def test_steps_lower_the_loss(data: Path, trained: Path) -> None:
-    run, _ = _resumed(load_checkpoint(checkpoint_path(trained)), trained, "cpu")
-    photos = load_photos(data).train
+def test_steps_lower_the_loss(pictures: Path, tiny_model: Path) -> None:
+    run, _ = _resumed(load_checkpoint(checkpoint_path(tiny_model)), tiny_model, "cpu")
+    photos = load_photos(pictures).train
     torch.manual_seed(0)
     fresh = type(run.synthesis)(run.config.transform)
     fresh.linear.weight.data.copy_(run.synthesis.linear.weight)
@@ -71,9 +46,9 @@ def test_steps_lower_the_loss(data: Path, trained: Path) -> None:
     assert np.mean(losses[-15:]) < np.mean(losses[:15])
 
 
-def test_a_resumed_trainer_goes_on_bit_exactly(data: Path, trained: Path) -> None:
-    run, _ = _resumed(load_checkpoint(checkpoint_path(trained)), trained, "cpu")
-    photos = load_photos(data).train
+def test_a_resumed_trainer_goes_on_bit_exactly(pictures: Path, tiny_model: Path) -> None:
+    run, _ = _resumed(load_checkpoint(checkpoint_path(tiny_model)), tiny_model, "cpu")
+    photos = load_photos(pictures).train
 
     def trainer() -> SynthesisTrainer:
         network = type(run.synthesis)(run.config.transform)
@@ -86,7 +61,7 @@ def test_a_resumed_trainer_goes_on_bit_exactly(data: Path, trained: Path) -> Non
     first = trainer()
     for step in range(3):
         first.step(photos, step / 6)
-    path = trained.with_name("half.checkpoint")
+    path = tiny_model.with_name("half.checkpoint")
     torch.save(first.state(), path)
     second = trainer()
     second.load_state(torch.load(path, weights_only=True))
@@ -99,7 +74,7 @@ def test_a_resumed_trainer_goes_on_bit_exactly(data: Path, trained: Path) -> Non
 
 @pytest.mark.parametrize("phase", ["synthesis", "prior"])
 def test_an_interrupted_run_resumes_to_the_same_file(
-    phase: str, data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phase: str, pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vqcodec.train import run as module
 
@@ -118,22 +93,22 @@ def test_an_interrupted_run_resumes_to_the_same_file(
     monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(trainer, "step", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        train_model(data=data, out=out, steps=8, preset="tiny", seed=3)
+        train_model(data=pictures, out=out, steps=8, preset="tiny", seed=3)
     monkeypatch.setattr(trainer, "step", original)
-    train_model(data=data, out=out, steps=8, preset="tiny", seed=3, resume=True)
-    assert out.read_bytes() == trained.read_bytes()
+    train_model(data=pictures, out=out, steps=8, preset="tiny", seed=3, resume=True)
+    assert out.read_bytes() == tiny_model.read_bytes()
 
 
-def test_a_model_can_be_the_start(trained: Path, data: Path, tmp_path: Path) -> None:
+def test_a_model_can_be_the_start(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     out = train_model(
-        data=data,
+        data=pictures,
         out=tmp_path / "more.safetensors",
         steps=2,
         preset="tiny",
-        init=str(trained),
+        init=str(tiny_model),
         phases=("synthesis",),
     )
-    before, after = load_model(trained), load_model(out)
+    before, after = load_model(tiny_model), load_model(out)
     assert before.code_id == after.code_id
     assert not torch.equal(before.synthesis.leave.weight, after.synthesis.leave.weight)
 
@@ -144,9 +119,10 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_corrupt_picture_is_skipped_and_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = _pictures(tmp_path / "some", 2)
+    folder = tmp_path / "some"
+    shutil.copytree(pictures, folder)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not a picture")
     with caplog.at_level("WARNING"):
         photos = load_photos(folder)
@@ -154,17 +130,17 @@ def test_a_corrupt_picture_is_skipped_and_named(
     assert len(photos.train) >= 1
 
 
-def test_a_nan_loss_stops_with_a_clear_error(data: Path, trained: Path) -> None:
-    run, _ = _resumed(load_checkpoint(checkpoint_path(trained)), trained, "cpu")
+def test_a_nan_loss_stops_with_a_clear_error(pictures: Path, tiny_model: Path) -> None:
+    run, _ = _resumed(load_checkpoint(checkpoint_path(tiny_model)), tiny_model, "cpu")
     trainer = SynthesisTrainer(
         tiny_config(), run.analysis, run.synthesis, run.quantizer, run.bits, seed=0
     )
     with torch.no_grad():
         trainer.synthesis.leave.bias.fill_(torch.nan)
     with pytest.raises(VqcError, match="diverged"):
-        trainer.step(load_photos(data).train, 0.0)
+        trainer.step(load_photos(pictures).train, 0.0)
 
 
-def test_resume_without_a_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
+def test_resume_without_a_checkpoint_is_refused(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="no checkpoint"):
-        train_model(data=data, out=tmp_path / "m.safetensors", steps=1, resume=True)
+        train_model(data=pictures, out=tmp_path / "m.safetensors", steps=1, resume=True)

@@ -102,7 +102,7 @@ def _runs(
     order = np.argsort(key, kind="stable")
     ordered = key[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1)) if count else np.zeros(0, np.int64)
-    stops = np.append(starts[1:], len(ordered))
+    stops = np.append(starts[1:], len(ordered))[: len(starts)]
 
     def walk() -> Iterator[tuple[int, int, int, int]]:
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):

@@ -291,8 +291,6 @@ class PriorContext:
         if self._coarse is not None and self._coarse_around is not None:
             parts = [self._coarse[rows, columns], self._coarse_around[rows, columns], *parts]
         count = len(rows)
-        if not count:
-            return np.zeros((step.groups.stop - step.groups.start, 0), np.uint8)
         x = np.concatenate(parts, 1)
         name = f"{self._stage}.{step.chunk}"
         bias = t[f"{name}.linear1.bias"][self._level, step.spatial][None]
@@ -363,12 +361,14 @@ class PriorContext:
 
 
 def list_passes(config: PriorConfig, groups: int, height: int, width: int) -> list[Pass]:
-    """All passes of a stage, in coding order: chunks outside, spatial passes inside."""
+    """All passes of a stage, in coding order: chunks outside, spatial passes inside. Spatial passes
+    that a small grid has no positions for are left out."""
     spatial = [spatial_positions(p, height, width) for p in range(PASSES)]
     return [
         Pass(c, chunk, p, *spatial[p])
         for c, chunk in enumerate(config.chunk_slices(groups))
         for p in range(PASSES)
+        if len(spatial[p][0])
     ]
 
 

@@ -1,0 +1,26 @@
+"""Fixtures that several test files share: synthetic pictures and a tiny model trained on them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from synthetic import synthetic_picture
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four synthetic pictures."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    folder.mkdir()
+    for n in range(4):
+        Image.fromarray(synthetic_picture(n)).save(folder / f"picture{n}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the tiny preset after eight steps; its checkpoint lies beside it."""
+    from vqcodec.train import train_model
+
+    out = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    return train_model(data=pictures, out=out, steps=8, preset="tiny", seed=3)
