@@ -187,3 +187,39 @@ def test_the_float_twin_agrees_with_its_export(model: Model) -> None:
             with torch.no_grad():
                 total += float(net(batch, torch.tensor([7]), spatial).sum())
         assert total == pytest.approx(exact, rel=0.02)
+
+
+def test_a_stream_decodes_by_the_document() -> None:
+    """The range decoder of docs/format.md, written from its text in plain integers."""
+    random = np.random.default_rng(3)
+    frequencies = expand_tables(random.integers(0, 150, (2, 3, 40)).astype(np.uint8))
+    tables = random.integers(0, 3, (2, 400)).astype(np.uint8)
+    index = random.integers(0, 40, (2, 400)).astype(np.uint8)
+    encoder = StreamEncoder(TableModels(frequencies))
+    encoder.encode(0, index, tables)
+    data = encoder.finish()
+    data += bytes(-len(data) % 4)
+    words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+    words.reverse()
+    mask = 2**64 - 1
+
+    def next_word() -> int:
+        return words.pop() if words else 0
+
+    low, width, point = 0, mask, next_word() << 32 | next_word()
+    decoded = np.empty_like(index)
+    for group in range(2):
+        for table in range(3):
+            cumulative = np.concatenate([[0], frequencies[group, table].cumsum()])
+            for position in np.flatnonzero(tables[group] == table):
+                scale = width >> 24
+                quantile = ((point - low) & mask) // scale
+                symbol = int(np.searchsorted(cumulative, quantile, side="right")) - 1
+                decoded[group, position] = symbol
+                low = (low + scale * int(cumulative[symbol])) & mask
+                width = scale * int(frequencies[group, table, symbol])
+                if width < 2**32:
+                    low, width = low << 32 & mask, width << 32
+                    point = (point << 32 | next_word()) & mask
+    assert np.array_equal(decoded, index)
+    assert not words

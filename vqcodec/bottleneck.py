@@ -60,7 +60,10 @@ class Bottleneck(Protocol):
 
 
 class VectorBottleneck:
-    """Residual grouped vector quantisation with the integer conditional prior (mode 0)."""
+    """Residual grouped vector quantisation with the integer conditional prior (mode 0).
+
+    threads: of the integer layers; None follows `torch.get_num_threads()`.
+    """
 
     def __init__(
         self,
@@ -174,4 +177,4 @@ class VectorBottleneck:
         return to_latent(total).reshape(height, width, -1).permute(2, 0, 1)
 
     def _context(self, height: int, width: int) -> PriorContext:
-        return self.prior.context(height, width, native=self.native, threads=self.threads)
+        return self.prior.context(height, width, native=self.native, threads=self.threads or torch.get_num_threads())

@@ -98,7 +98,7 @@ class Codec:
             stage: unpack_tiles(payload, grid.count)
             for stage, payload in stage_payloads(sections).items()
         }
-        bottleneck = self.model.bottleneck(threads=torch.get_num_threads())
+        bottleneck = self.model.bottleneck
         indices = bottleneck.read(streams, header.rate, grid.rows, grid.cols)
         latent = bottleneck.from_symbols(indices)
         # A file cut to fewer stages is shown as what it is: complete up to its last stage.
@@ -116,7 +116,7 @@ class Codec:
         with torch.inference_mode():
             latent = self.analysis(pad_pixels(pixels))[0].cpu()
         position = self.model.position(quality)
-        bottleneck = self.model.bottleneck(threads=torch.get_num_threads())
+        bottleneck = self.model.bottleneck
         with torch.inference_mode():
             planes = bottleneck.to_symbols(latent, position)
         header = Header(

@@ -87,9 +87,10 @@ class Model:
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         return int.from_bytes(digest.digest()[:4], "little")
 
-    def bottleneck(self, *, threads: int | None = None) -> VectorBottleneck:
+    @cached_property
+    def bottleneck(self) -> VectorBottleneck:
         """The seam between this model's latent and symbols."""
-        return VectorBottleneck(self.quantizer, self.prior, threads=threads)
+        return VectorBottleneck(self.quantizer, self.prior)
 
     def position(self, quality: int) -> float:
         """Rate position of a quality 1..100."""
