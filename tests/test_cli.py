@@ -84,7 +84,9 @@ def loads(monkeypatch) -> list[dict[str, object]]:
     """Put the stand-in codec in place; the list receives the arguments of every load."""
     calls: list[dict[str, object]] = []
 
-    def load_codec(model: str | None = None, device: str | None = None) -> FakeCodec:
+    def load_codec(
+        model: str | None = None, device: str | None = None, *, code_id: int | None = None
+    ) -> FakeCodec:
         calls.append({"model": model, "device": device})
         if model == "missing":
             raise UnknownModelError("there is no model named missing")
@@ -574,7 +576,7 @@ def test_light_commands_import_nothing_heavy(tmp_path) -> None:
     script = """
 import contextlib, sys
 from vqcodec.cli import main
-for line in ["--help", "--version -v", "info a.vqc", "info --json a.vqc", "verify a.vqc"]:
+for line in ["--help", "--version", "info a.vqc", "info --json a.vqc", "verify a.vqc"]:
     with contextlib.suppress(SystemExit):
         assert main(line.split()) == 0, line
 print(*sorted({"torch", "numpy", "PIL", "triton", "constriction"} & set(sys.modules)), "|")

@@ -1,4 +1,4 @@
-"""Training: a run lowers the loss, resumes bit-exactly, writes a model that codes; bad input is refused."""
+"""Training lowers the loss, resumes bit-exactly, writes a model that codes; refuses bad input."""
 
 import shutil
 from pathlib import Path
@@ -24,8 +24,8 @@ def test_the_model_codes_pictures(tiny_model: Path) -> None:
     sizes = []
     for quality in (1, 50, 100):
         data = codec.compress(picture, quality=quality)
-        assert codec.decompress(pictures).size == (37, 50)
-        sizes.append(len(pictures))
+        assert codec.decompress(data).size == (37, 50)
+        sizes.append(len(data))
     assert sizes == sorted(sizes) and sizes[0] < sizes[2]
 
 

@@ -177,4 +177,6 @@ class VectorBottleneck:
         return to_latent(total).reshape(height, width, -1).permute(2, 0, 1)
 
     def _context(self, height: int, width: int) -> PriorContext:
-        return self.prior.context(height, width, native=self.native, threads=self.threads or torch.get_num_threads())
+        return self.prior.context(
+            height, width, native=self.native, threads=self.threads or torch.get_num_threads()
+        )

@@ -352,11 +352,12 @@ def _decompress(args: argparse.Namespace) -> int:
 
     def decompress_one(source: str) -> None:
         data = _read(source)
-        read_container(data)  # a damaged file is told before seconds go into loading a model
+        # A damaged file is told before seconds go into loading a model.
+        header, _ = read_container(data)
         name = Path(source).name
         stem = Path(name).stem if name.lower().endswith(_SUFFIX) else name
         target = outputs.target(source, [stem + _PICTURE_SUFFIX, name + _PICTURE_SUFFIX])
-        coder = codec.get()
+        coder = codec.get(header.code_id)
         started = time.perf_counter()
         image = coder.decompress(data, **limits)
         outputs.write(source, target, _encoded(image, target))
@@ -399,8 +400,11 @@ def _verify(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
         raise _Stop(f"{args.data}: not a directory", 1)
+    import logging
+
     from vqcodec.train import train_model
 
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         train_model(
             data=args.data,
@@ -450,25 +454,29 @@ def _native_kernels() -> str:
 
 
 class _LazyCodec:
-    """The codec of a run, loaded when the first file needs it and then kept for the others."""
+    """The codecs of a run, each loaded when the first file needs it and then kept."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._model: str | None = args.model
         self._device: str | None = None if args.device == "auto" else args.device
-        self._codec: Codec | None = None
+        self._codecs: dict[int | None, Codec] = {}
 
-    def get(self) -> Codec:
-        """Load the codec if this is the first call. Raises _Stop where that cannot be done."""
-        if self._codec is None:
+    def get(self, code_id: int | None = None) -> Codec:
+        """The codec, loaded at the first call: the model asked for, else the installed one with a
+        file's code id. Raises _Stop where no file can be coded, VqcError where this one cannot."""
+        key = None if self._model is not None else code_id
+        if key not in self._codecs:
             from vqcodec.codec import load_codec
 
             try:
-                self._codec = load_codec(model=self._model, device=self._device)
+                self._codecs[key] = load_codec(model=self._model, device=self._device, code_id=key)
             except VqcError as error:
+                if key is not None:
+                    raise
                 raise _Stop(str(error), error.exit_code) from error
             except ValueError as error:  # a device that this machine does not have
                 raise _Stop(str(error), 2) from error
-        return self._codec
+        return self._codecs[key]
 
 
 class _Outputs:

@@ -148,11 +148,21 @@ class Codec:
         return pixels
 
 
-def load_codec(model: str | Path | None = None, device: str | None = None) -> Codec:
-    """A codec for a model (name or path; default: the packaged one) on a device ("cpu",
-    "cuda[:i]"; None or "auto": a GPU if there is one). UnknownModelError, ModelFileError,
-    ValueError for a device that is not there."""
-    return Codec(load_model(find_model(None if model is None else str(model))), _device(device))
+def load_codec(
+    model: str | Path | None = None, device: str | None = None, *, code_id: int | None = None
+) -> Codec:
+    """A codec for a model on a device.
+
+    model: name or path; without it, the installed model with `code_id` (from a file's header) if
+    that is given, else the packaged default. device: "cpu", "cuda[:i]"; None or "auto" takes a GPU
+    if there is one. Raises UnknownModelError, ModelFileError, ValueError for an absent device.
+    """
+    target = _device(device)
+    if model is None and code_id is not None:
+        path = find_model_by_code(code_id)
+    else:
+        path = find_model(None if model is None else str(model))
+    return Codec(load_model(path), target)
 
 
 def compress(
@@ -163,7 +173,8 @@ def compress(
     device: str | None = None,
 ) -> bytes:
     """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W); quality 1..100."""
-    return _cached_codec(None if model is None else str(model), device).compress(image, quality=quality)
+    codec = _cached_codec(None if model is None else str(model), device, None)
+    return codec.compress(image, quality=quality)
 
 
 def decompress(
@@ -174,20 +185,14 @@ def decompress(
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Image.Image:
     """The picture of a .vqc file. Without `model`, the installed model that the file names."""
-    return codec_for(data, model=model, device=device).decompress(data, max_pixels=max_pixels)
-
-
-def codec_for(data: bytes, *, model: str | Path | None = None, device: str | None = None) -> Codec:
-    """The codec that a file asks for: `model` if given, else found by the file's code id."""
-    if model is not None:
-        return _cached_codec(str(model), device)
-    path = find_model_by_code(read_header(data).code_id)
-    return _cached_codec(str(path), device)
+    code_id = read_header(data).code_id if model is None else None
+    codec = _cached_codec(None if model is None else str(model), device, code_id)
+    return codec.decompress(data, max_pixels=max_pixels)
 
 
 @lru_cache(maxsize=2)
-def _cached_codec(model: str | None, device: str | None) -> Codec:
-    return load_codec(model, device)
+def _cached_codec(model: str | None, device: str | None, code_id: int | None) -> Codec:
+    return load_codec(model, device, code_id=code_id)
 
 
 def _device(name: str | None) -> torch.device:

@@ -413,13 +413,8 @@ def _loop(
         now = time.monotonic()
         if now - shown > 10 or trainer.steps_done % run.config.validate_every == 0:
             shown = now
-            logger.info(
-                "%s %3.0f %%  step %d  %s",
-                phase,
-                100 * progress,
-                trainer.steps_done,
-                report(results),
-            )
+            bar = "#" * int(20 * progress)
+            logger.info("%s [%-20s] step %d  %s", phase, bar, trainer.steps_done, report(results))
             del results[:-50]
         if now - saved > _CHECKPOINT_SECONDS:
             saved = now
