@@ -89,7 +89,7 @@ class VectorBottleneck:
         for stage in range(last + 1):
             level = level_in(bucket, stage)
             assert level is not None
-            price = price_at(config, position) if stage == last else config.mu[stage + 1]
+            price = price_at(config, position, stage)
             context.begin_stage(level)
             tables = np.zeros((config.groups, height, width), np.uint8)
             for step in context.passes:

@@ -220,11 +220,11 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
         raise ValueError("codewords must be 2..256, tables 1..256")
     if quantizer.channels != config.transform.channels or quantizer.groups > 4096:
         raise ValueError("the quantiser's blocks do not add up to the channels")
-    if not 1 <= quantizer.stages <= 16 or not all(
-        math.isfinite(a) and a > b > 0
-        for a, b in zip(quantizer.mu, (*quantizer.mu[1:], 1e-9), strict=True)
-    ):
-        raise ValueError("prices must fall from stage to stage")
+    prices = (*quantizer.mu, *quantizer.first, *quantizer.last)
+    if not 1 <= quantizer.stages <= 16 or len(prices) != 3 * quantizer.stages:
+        raise ValueError("1 to 16 stages, each with three prices")
+    if not all(isinstance(p, float | int) and math.isfinite(p) and p > 0 for p in prices):
+        raise ValueError("prices must be positive")
     edges = (0, *prior.chunks, quantizer.groups)
     if any(a >= b for a, b in zip(edges, edges[1:], strict=False)) or prior.window % 2 == 0:
         raise ValueError("chunks must ascend, the window must be odd")

@@ -31,12 +31,20 @@ LEVELS = 8
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """blocks: (number of groups, dimension) in channel order; mu: the price of a bit at which each
-    stage is complete, first the price at which the first stage starts."""
+    """Layout, and the prices mu at which the stages are used, in squared grey levels a bit.
+
+    blocks: (number of groups, dimension) in channel order. mu: for each stage the price that its
+    codebook is made for, which it pays when finer stages follow. first, last: for each stage the
+    range of prices over which it is the last one. Prices are the encoder's own: files do not
+    depend on them. The ranges of neighbouring stages overlap so that the rate goes on smoothly
+    where a stage sets in: a new stage costs about a third more bits at an equal price.
+    """
 
     blocks: tuple[tuple[int, int], ...] = ((8, 1), (4, 2), (68, 4))
     codewords: int = 256
-    mu: tuple[float, ...] = (6000.0, 1600.0, 400.0, 105.0, 28.0)
+    mu: tuple[float, ...] = (1600.0, 400.0, 105.0, 28.0)
+    first: tuple[float, ...] = (12000.0, 2400.0, 400.0, 95.0)
+    last: tuple[float, ...] = (930.0, 225.0, 58.0, 25.0)
 
     @property
     def groups(self) -> int:
@@ -48,7 +56,7 @@ class QuantizerConfig:
 
     @property
     def stages(self) -> int:
-        return len(self.mu) - 1
+        return len(self.mu)
 
 
 class ResidualQuantizer:
@@ -132,11 +140,16 @@ def to_latent(fixed: Tensor) -> Tensor:
     return fixed.float() / SCALE
 
 
-def price_at(config: QuantizerConfig, position: float) -> float:
-    """mu of the last stage at a rate position in (0, S]: geometric between the stage's two prices."""
-    stage = stage_at(config, position)
-    fraction = position - stage
-    return config.mu[stage] ** (1 - fraction) * config.mu[stage + 1] ** fraction
+def price_at(config: QuantizerConfig, position: float, stage: int) -> float:
+    """mu that a stage pays at a rate position in (0, S], whose integer part is the last stage.
+
+    The last stage's price falls geometrically over its range; earlier stages pay their own, but
+    never less than the last.
+    """
+    end = stage_at(config, position)
+    fraction = position - end
+    price = config.first[end] ** (1 - fraction) * config.last[end] ** fraction
+    return price if stage == end else max(price, config.mu[stage])
 
 
 def stage_at(config: QuantizerConfig, position: float) -> int:

@@ -46,6 +46,7 @@ from vqcodec.train.settings import TrainConfig
 logger = logging.getLogger(__name__)
 
 ACTIVATION_SCALE = 32
+PRIOR_ROUNDS = 2
 _CEILING = 255 / ACTIVATION_SCALE
 
 
@@ -68,7 +69,7 @@ def encode_static(
     table = torch.zeros(config.groups, len(residual), dtype=torch.int32)
     planes = []
     for stage in range(last + 1):
-        price = price_at(config, position) if stage == last else config.mu[stage + 1]
+        price = price_at(config, position, stage)
         index = quantizer.assign(stage, residual, price * bits[stage][:, None], table)
         residual = residual - to_latent(quantizer.look_up(stage, index))
         planes.append(index.reshape(config.groups, height, width).numpy())
@@ -345,12 +346,17 @@ class PriorTrainer:
         )
         self.random = np.random.default_rng(seed)
         self.steps_done = 0
+        self.round = 0
+
+    def begin_round(self, number: int, photos: Sequence[CodedPhoto]) -> None:
+        """Goes on with other cached indices; later rounds learn more slowly."""
+        self.round, self.photos = number, photos
 
     def step(self, progress: float) -> list[float]:
-        """One step on random windows; bits a position of each stage."""
+        """One step on random windows, progress in 0..1 of the round; bits a position by stage."""
         config = self.config
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        rate = config.prior_learning_rate * (0.02 + 0.98 * cosine)
+        rate = config.prior_learning_rate * 0.6**self.round * (0.02 + 0.98 * cosine)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (self.steps_done + 1) / 50)
         spent = []

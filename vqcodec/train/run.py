@@ -40,6 +40,7 @@ from vqcodec.train.calibration import calibrate_positions
 from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from vqcodec.train.photos import PhotoSet, load_photos
 from vqcodec.train.prior import (
+    PRIOR_ROUNDS,
     CodedPhoto,
     PriorTrainer,
     count_tables,
@@ -125,7 +126,7 @@ def train_model(
 ) -> Path:
     """Trains a model on the pictures below `data` and writes it to `out`; returns `out`.
 
-    minutes or steps: the budget (steps of the synthesis; the prior takes a quarter as many);
+    minutes or steps: the budget (steps of the synthesis; the prior takes half as many);
     neither: 60 minutes. init: a model to start from instead of the closed-form start. phases: a
     part of ("start", "synthesis", "prior"). Raises VqcError subclasses for unusable data, models
     and checkpoints or a diverging loss, ValueError for arguments that do not fit.
@@ -164,7 +165,9 @@ def train_model(
         if phase == "synthesis":
             _train_synthesis(run, photos, budget, part, inner)
         else:
-            _train_prior(run, photos, None if budget is None else max(1, budget // 4), part, inner)
+            _train_prior(
+                run, photos, None if budget is None else max(PRIOR_ROUNDS, budget // 2), part, inner
+            )
         run.done.append(phase)
         run.write()
         save_checkpoint(checkpoint_path(out), run.state())
@@ -333,50 +336,56 @@ def _train_prior(
     seconds: float | None,
     inner: dict[str, Any] | None,
 ) -> None:
-    began = time.monotonic()
-    random = np.random.default_rng(run.seed + 2)
+    """Two rounds: on indices chosen by static code lengths, then on those that the encoder chooses
+    once it pays what the first round's prior charges."""
     run.analysis.cpu()
-    stages = run.config.quantizer.stages
-    cached = [
-        encode_static(
-            run.quantizer,
-            run.bits,
-            _latent(run, _cut(photo, _CACHE_SIDE, random)),
-            _training_position(stages, random),
-        )
-        for _ in range(run.config.prior_passes)
-        for photo in photos.train
-    ]
-    trainer = PriorTrainer(run.config, run.quantizer, cached, seed=run.seed + 3)
-    if inner is not None:
-        trainer.load_state(inner["trainer"])
-    # Encoding again under the new prior, counting and calibration take about as long as caching.
-    if seconds is not None:
-        seconds = max(0.0, seconds - 5 * (time.monotonic() - began))
+    trainer: PriorTrainer | None = None
+    for number in range(PRIOR_ROUNDS):
+        if inner is not None and number < inner["round"]:
+            continue
+        began = time.monotonic()
+        random = np.random.default_rng([run.seed, number])
+        cached = _cache_indices(run, photos, number > 0, random)
+        if trainer is None:
+            trainer = PriorTrainer(run.config, run.quantizer, cached, seed=run.seed + 3)
+        if inner is not None:
+            trainer.load_state(inner["trainer"])
+        trainer.begin_round(number, cached)
+        # Encoding again for the next round or for the tables takes about as long as caching did.
+        left = None if seconds is None else seconds / PRIOR_ROUNDS - 2 * (time.monotonic() - began)
 
-    def report(spent: list[list[float]]) -> str:
-        mean = np.mean(spent[-50:], 0) / STRIDE**2
-        return "  ".join(f"{bpp:.4f}" for bpp in mean) + " bpp by stage"
+        def report(spent: list[list[float]]) -> str:
+            mean = np.mean(spent[-50:], 0) / STRIDE**2
+            return "  ".join(f"{bpp:.4f}" for bpp in mean) + " bpp by stage"
 
-    _loop(run, "prior", trainer, trainer.step, report, steps, seconds, inner)
-    run.prior = trainer.export()
-    # The encoder now pays the conditional code lengths, so it chooses other indices: count the
-    # tables on those, twice.
-    for _ in range(2):
-        bottleneck = VectorBottleneck(run.quantizer, run.prior)
-        recoded: list[CodedPhoto] = [
-            encode_conditional(
-                bottleneck,
-                _latent(run, _cut(photo, _CACHE_SIDE // 2, random)),
-                _training_position(stages, random),
-            )
-            for photo in photos.train
-        ]
-        run.prior = count_tables(run.prior, recoded)
+        first = None if steps is None else steps * number // PRIOR_ROUNDS
+        last = None if steps is None else steps * (number + 1) // PRIOR_ROUNDS
+        _loop(run, "prior", trainer, trainer.step, report, last, left, inner, first=first or 0)
+        run.prior = trainer.export()
+        inner = None
+    assert trainer is not None
+    recoded = _cache_indices(run, photos, True, np.random.default_rng([run.seed, PRIOR_ROUNDS]))
+    run.prior = count_tables(run.prior, recoded)
     bottleneck = VectorBottleneck(run.quantizer, run.prior)
     centre = [_centre(photo, _CALIBRATION_SIDE) for photo in photos.validation[:16]]
     run.positions = calibrate_positions(bottleneck, [_latent(run, p) for p in centre])
     run.notes["prior_steps"] = trainer.steps_done
+
+
+def _cache_indices(
+    run: _Run, photos: PhotoSet, conditional: bool, random: np.random.Generator
+) -> list[CodedPhoto]:
+    """Every training photo coded at a random rate, by the prior or by static code lengths."""
+    bottleneck = VectorBottleneck(run.quantizer, run.prior)
+    coded = []
+    for photo in photos.train:
+        latent = _latent(run, _cut(photo, _CACHE_SIDE, random))
+        position = _training_position(run.config.quantizer.stages, random)
+        if conditional:
+            coded.append(encode_conditional(bottleneck, latent, position))
+        else:
+            coded.append(encode_static(run.quantizer, run.bits, latent, position))
+    return coded
 
 
 def _loop(
@@ -388,24 +397,30 @@ def _loop(
     steps: int | None,
     seconds: float | None,
     inner: dict[str, Any] | None,
+    *,
+    first: int = 0,
 ) -> None:
-    """Steps until `steps` are done in all, or until the phase has had `seconds`, with progress on
-    the terminal and checkpoints on the way."""
+    """Steps until `steps` are done in all (of which `first` before this loop), or for `seconds`;
+    progress on the terminal, checkpoints on the way."""
     spent_before = float(inner["seconds"]) if inner else 0.0
     began = saved = shown = time.monotonic()
     results: list[Any] = []
 
     def save() -> None:
         now = time.monotonic()
-        state = {"trainer": trainer.state(), "seconds": spent_before + now - began}
+        state = {
+            "trainer": trainer.state(),
+            "seconds": spent_before + now - began,
+            "round": getattr(trainer, "round", 0),
+        }
         save_checkpoint(checkpoint_path(run.out), run.state(phase, state))
 
     while True:
-        elapsed = spent_before + time.monotonic() - began
         if steps is not None:
-            progress = trainer.steps_done / steps
+            progress = (trainer.steps_done - first) / (steps - first) if steps > first else 1.0
         else:
             assert seconds is not None
+            elapsed = spent_before + time.monotonic() - began
             progress = elapsed / seconds if seconds > 0 else 1.0
         if progress >= 1:
             break

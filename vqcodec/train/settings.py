@@ -13,8 +13,7 @@ PHASES = ("start", "synthesis", "prior")
 class TrainConfig:
     """One run. Sizes in pixels (prior_window in latent positions), rates of learning for Adam.
 
-    smoothing: of the moving average of weights; prior_passes: encodings of each photo that the
-    prior learns from; prior_share: its part of a budget of time (of steps: steps_ratio).
+    smoothing: of the moving average of weights; prior_share: the prior's part of a budget of time.
     """
 
     transform: TransformConfig = field(default_factory=TransformConfig)
@@ -32,7 +31,6 @@ class TrainConfig:
     prior_window: int = 32
     prior_batch: int = 4
     prior_learning_rate: float = 2e-3
-    prior_passes: int = 2
     prior_share: float = 0.35
     validate_every: int = 500
 
@@ -48,7 +46,11 @@ def tiny_config() -> TrainConfig:
             rates=16,
         ),
         quantizer=QuantizerConfig(
-            blocks=((2, 1), (1, 2), (4, 4)), codewords=32, mu=(6000.0, 1600.0, 200.0)
+            blocks=((2, 1), (1, 2), (4, 4)),
+            codewords=32,
+            mu=(1600.0, 200.0),
+            first=(12000.0, 2000.0),
+            last=(900.0, 150.0),
         ),
         prior=PriorConfig(
             tables=8, embedding=2, hidden=(16, 16), group_hidden=8, chunks=(2, 4), window=3

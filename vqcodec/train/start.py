@@ -62,15 +62,13 @@ def fit_codebooks(
         for count, dim in config.blocks:
             channels = slice(first, first + count * dim)
             vectors = residual[:, channels].reshape(len(residual), count, dim).transpose(0, 1)
-            book, lengths = _fit_stage(
-                vectors.contiguous(), config, config.mu[stage + 1], iterations, random
-            )
+            book, lengths = _fit_stage(vectors.contiguous(), config, config.mu[stage], iterations, random)
             stage_books.append((book * SCALE).round().clamp(-32768, 32767).short().numpy())
             bits[stage, rows : rows + count] = lengths
             rows, first = rows + count, channels.stop
         books.append(stage_books)
         quantizer = ResidualQuantizer(config, books)
-        bias = config.mu[stage + 1] * bits[stage, :, None]
+        bias = config.mu[stage] * bits[stage, :, None]
         table = torch.zeros(config.groups, len(residual), dtype=torch.int32)
         index = quantizer.assign(stage, residual, bias, table)
         residual -= to_latent(quantizer.look_up(stage, index))
@@ -88,7 +86,7 @@ def static_bits(latents: Tensor, quantizer: ResidualQuantizer, *, iterations: in
     table = torch.zeros(config.groups, len(residual), dtype=torch.int32)
     for stage in range(config.stages):
         for _ in range(iterations):
-            bias = config.mu[stage + 1] * bits[stage, :, None]
+            bias = config.mu[stage] * bits[stage, :, None]
             index = quantizer.assign(stage, residual, bias, table)
             offset = torch.arange(config.groups)[:, None] * config.codewords
             counts = torch.bincount((index.long() + offset).flatten(), minlength=bits[stage].numel())

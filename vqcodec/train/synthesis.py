@@ -169,9 +169,7 @@ def quantise_crops(
     cost = torch.zeros(count)
     for stage in range(max(last) + 1):
         active = [n for n in range(count) if last[n] >= stage]
-        prices = torch.tensor(
-            [price_at(config, positions[n]) if last[n] == stage else config.mu[stage + 1] for n in active]
-        )
+        prices = torch.tensor([price_at(config, positions[n], stage) for n in active])
         bias = prices[None, :, None] * bits[stage][:, None, :]
         table = torch.arange(len(active), dtype=torch.int32).repeat_interleave(area)
         residual = (target[active] - decoded[active]).reshape(-1, channels)
