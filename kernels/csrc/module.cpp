@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -34,8 +35,17 @@ void parallel_for(int64_t n, int64_t grain, int threads, const Work& work) {
     return;
   }
   std::vector<std::thread> pool;
-  for (int64_t i = 1; i < wanted; ++i)
-    pool.emplace_back([&work, n, i, wanted] { work(n * i / wanted, n * (i + 1) / wanted); });
+  pool.reserve(wanted - 1);
+  int64_t share = 1;
+  try {
+    for (; share < wanted; ++share)
+      pool.emplace_back([&work, n, share, wanted] {
+        work(n * share / wanted, n * (share + 1) / wanted);
+      });
+  } catch (const std::system_error&) {
+    // No further thread to be had: this one does the shares that are left.
+    work(n * share / wanted, n);
+  }
   work(int64_t{0}, n / wanted);
   for (auto& thread : pool) thread.join();
 }

@@ -20,7 +20,7 @@ def load_native() -> Any | None:
     if wanted == "0":
         return None
     try:
-        from vqcodec_kernels import _native
+        from vqcodec_kernels import _native  # type: ignore[attr-defined]
     except ImportError as error:
         if wanted == "1":
             raise RuntimeError(

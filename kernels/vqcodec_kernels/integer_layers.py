@@ -26,6 +26,10 @@ ByteArray = NDArray[np.uint8]
 WeightArray = NDArray[np.int8]
 SumArray = NDArray[np.int32]
 
+# Limits of the native kernels (kernels.h); the references refuse the same.
+MAX_INPUTS = 4096
+MAX_CHANNELS = 1024
+
 
 def integer_linear(
     x: ByteArray,
@@ -95,18 +99,25 @@ def integer_window(
     threads: int | None = None,
 ) -> ByteArray:
     """Depthwise window at chosen positions: grid (H, W, C), positions (P, 2), taps (S, S, C), S odd."""
-    if grid.ndim != 3 or grid.dtype != np.uint8:
-        raise TypeError(f"grid must be uint8 (H, W, C), got {grid.dtype} {grid.shape}")
-    if positions.ndim != 2 or positions.shape[1] != 2 or positions.dtype != np.int32:
-        raise TypeError(f"positions must be int32 (P, 2), got {positions.dtype} {positions.shape}")
+    _check_array("grid", grid, np.uint8, 3)
+    _check_array("positions", positions, np.int32, 2)
+    _check_array("taps", taps, np.int8, 3)
+    height, width, channels = grid.shape
     side = taps.shape[0]
-    if taps.dtype != np.int8 or taps.shape != (side, side, grid.shape[2]) or side % 2 == 0:
-        raise TypeError(f"taps must be int8 (S, S, C) with odd S, got {taps.dtype} {taps.shape}")
+    if taps.shape != (side, side, channels) or side % 2 == 0:
+        raise ValueError(f"taps must be (S, S, {channels}) with odd S, got {taps.shape}")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(f"between 1 and {MAX_CHANNELS} channels are supported, got {channels}")
+    _check_array("bias", bias, np.int32, 1)
+    if bias.shape != (channels,):
+        raise ValueError(f"bias must be ({channels},), got {bias.shape}")
+    _check_scale(multiplier, bias, shift)
     if tile < 1:
         raise ValueError(f"tile must be positive, got {tile}")
-    if positions.size and not ((positions >= 0).all() and (positions < np.array(grid.shape[:2])).all()):
+    if positions.shape[1] != 2:
+        raise ValueError(f"positions must be (P, 2), got {positions.shape}")
+    if positions.size and not ((positions >= 0).all() and (positions < (height, width)).all()):
         raise ValueError(f"a position lies outside the grid {grid.shape[:2]}")
-    _check_scale(multiplier, bias, shift)
     extension = _extension(native)
     if extension is None:
         return integer_window_ref(grid, positions, taps, bias, multiplier, shift, tile=tile)
@@ -161,23 +172,35 @@ def _requantise(sums: NDArray[np.int64], multiplier: SumArray, shift: int) -> By
 
 
 def _check(x: ByteArray, weight: WeightArray, bias: SumArray) -> None:
-    if x.ndim != 3 or x.dtype != np.uint8:
-        raise TypeError(f"x must be uint8 (N, G, I), got {x.dtype} {x.shape}")
-    if weight.ndim != 3 or weight.dtype != np.int8:
-        raise TypeError(f"weight must be int8 (G, O, I), got {weight.dtype} {weight.shape}")
-    if weight.shape[0] != x.shape[1] or weight.shape[2] != x.shape[2]:
+    _check_array("x", x, np.uint8, 3)
+    _check_array("weight", weight, np.int8, 3)
+    _check_array("bias", bias, np.int32, 2)
+    groups, outputs, inputs = weight.shape
+    if x.shape[1:] != (groups, inputs):
         raise ValueError(f"weight {weight.shape} does not match x {x.shape}")
-    if bias.dtype != np.int32 or bias.shape != weight.shape[:2]:
-        raise TypeError(f"bias must be int32 {weight.shape[:2]}, got {bias.dtype} {bias.shape}")
+    if bias.shape != (groups, outputs):
+        raise ValueError(f"bias must be {(groups, outputs)}, got {bias.shape}")
+    if not 1 <= inputs <= MAX_INPUTS or outputs < 1:
+        raise ValueError(
+            f"between 1 and {MAX_INPUTS} inputs and at least 1 output are supported, "
+            f"got {inputs} and {outputs}"
+        )
 
 
 def _check_scale(multiplier: SumArray, bias: SumArray, shift: int) -> None:
-    if bias.dtype != np.int32 or multiplier.dtype != np.int32 or multiplier.shape != bias.shape:
-        raise TypeError(
-            f"multiplier must be int32 {bias.shape}, got {multiplier.dtype} {multiplier.shape}"
-        )
+    _check_array("multiplier", multiplier, np.int32, bias.ndim)
+    if multiplier.shape != bias.shape:
+        raise ValueError(f"multiplier must be {bias.shape}, got {multiplier.shape}")
     if not 1 <= shift <= 62:
         raise ValueError(f"shift must be 1..62, got {shift}")
+
+
+def _check_array(name: str, array: NDArray[Any], dtype: type[np.generic], ndim: int) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise TypeError(f"{name} must be an array of {dtype.__name__}, got {kind}")
+    if array.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimensions, got {array.shape}")
 
 
 def _extension(native: bool | None) -> Any | None:

@@ -28,7 +28,7 @@ _BLOCK_ELEMENTS = 1 << 22
 class Nearest(NamedTuple):
     """Result of a search: index int64 (..., N), cost float32 (..., N) with the bias included."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     distance: Tensor
 
 
@@ -45,7 +45,7 @@ def nearest_codeword(
 
     x: (..., N, D) with codebook (K, D), or (G, N, D) with (G, K, D); floating point, one dtype
     and device for both. bias: (K,) or (G, K), or (G, T, K) with bias_table (G, N) integers in
-    [0, T). Returns int64 (..., N); with return_distance a `Nearest`.
+    [0, T). Returns int64 (..., N); with return_distance a `Nearest`. Neither carries a gradient.
 
     backend: "native" is the C++ kernel (CPU), "torch" the reference; "auto" takes the native one
     where it can run. Raises ValueError or TypeError for shapes, dtypes, devices that do not fit,
@@ -68,6 +68,7 @@ def nearest_codeword(
     return Nearest(index, distance) if return_distance else index
 
 
+@torch.no_grad()
 def nearest_codeword_ref(
     x: Tensor, codebook: Tensor, bias: Tensor, table: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -114,12 +115,13 @@ def _as_groups(
     x: Tensor, codebook: Tensor, bias: Tensor | None, table: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Checks every argument and brings it to the grouped layout (G, N, D), (G, K, D), (G, T, K)."""
-    for name, tensor in (("x", x), ("codebook", codebook), ("bias", bias)):
-        if tensor is None:
+    arguments = {"x": x, "codebook": codebook, "bias": bias, "bias_table": table}
+    for name, tensor in arguments.items():
+        if tensor is None and name.startswith("bias"):
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
+        if name != "bias_table" and not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
@@ -140,20 +142,18 @@ def _as_groups(
     groups, size = codebook3.shape[:2]
     if bias is None:
         bias3 = torch.zeros(groups, 1, size, device=x.device)
-    elif bias.ndim == 3:
-        bias3 = bias
+    elif bias.ndim == 1:
+        bias3 = bias[None, None]
     else:
-        bias3 = bias.reshape(1, 1, -1) if bias.ndim == 1 else bias.unsqueeze(1)
-    if bias3.shape[0] != groups or bias3.shape[2] != size or bias3.shape[1] == 0:
+        bias3 = bias[:, None] if bias.ndim == 2 else bias
+    if bias3.ndim != 3 or bias3.shape[::2] != (groups, size) or bias3.shape[1] == 0:
         assert bias is not None
         raise ValueError(f"bias {tuple(bias.shape)} does not match codebook {tuple(codebook.shape)}")
     if (table is None) != (bias is None or bias.ndim < 3):
         raise ValueError("bias (G, T, K) and bias_table (G, N) go together")
     if table is not None:
-        if table.is_floating_point() or table.dtype == torch.bool:
+        if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
             raise TypeError(f"bias_table must be integers, got {table.dtype}")
-        if table.device != x.device:
-            raise ValueError(f"bias_table is on {table.device}, x on {x.device}")
         if table.shape != x3.shape[:2]:
             raise ValueError(f"bias_table {tuple(table.shape)} must be {tuple(x3.shape[:2])}")
         if table.numel() and not 0 <= int(table.min()) <= int(table.max()) < bias3.shape[1]:
