@@ -34,6 +34,7 @@ from vqcodec.errors import ModelFileError, UnknownModelError
 from vqcodec.prior import IntegerPrior, PriorConfig
 from vqcodec.quantizer import LEVELS, QuantizerConfig, ResidualQuantizer
 from vqcodec.transform import Analysis, Synthesis, TransformConfig
+from vqcodec_kernels.integer_layers import MAX_CHANNELS, MAX_INPUTS
 
 FORMAT = 1
 DEFAULT_MODEL = "default"
@@ -225,6 +226,11 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
         raise ValueError("1 to 16 stages, each with three prices")
     if not all(isinstance(p, float | int) and math.isfinite(p) and p > 0 for p in prices):
         raise ValueError("prices must be positive")
+    features = quantizer.groups * prior.embedding
+    if 4 * features > MAX_INPUTS or max(prior.hidden) + 4 * prior.embedding > MAX_INPUTS:
+        raise ValueError("the prior's layers are wider than the kernels take")
+    if features > MAX_CHANNELS:
+        raise ValueError("the prior has more features than the kernels take")
     edges = (0, *prior.chunks, quantizer.groups)
     if any(a >= b for a, b in zip(edges, edges[1:], strict=False)) or prior.window % 2 == 0:
         raise ValueError("chunks must ascend, the window must be odd")
