@@ -1,5 +1,6 @@
 """The codec end to end with a tiny model: round trips, determinism of decoding, damaged files."""
 
+import json
 import struct
 from pathlib import Path
 
@@ -248,6 +249,86 @@ def test_damaged_models_are_refused(tiny_model: Path, tmp_path: Path, damage: st
     path.write_bytes(content)
     with pytest.raises(ModelFileError):
         load_model(path)
+
+
+def _with_metadata(data: bytes, change: object) -> bytes:
+    """The same weights file with its JSON configuration changed by a function."""
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    inner = json.loads(header["__metadata__"]["vqcodec"])
+    change(inner)  # type: ignore[operator]
+    header["__metadata__"]["vqcodec"] = json.dumps(inner)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("", "transform", None),
+        ("", "prior", [1, 2]),
+        ("", "positions", [1.0]),
+        ("", "positions", [9.0] * 100),
+        ("", "name", {}),
+        ("transform", "synthesis_widths", [16, 12]),
+        ("transform", "synthesis_depths", [1, 1, 10**9]),
+        ("transform", "synthesis_depths", [1.5, 1, 1]),
+        ("transform", "rates", -5),
+        ("transform", "rates", 2),
+        ("transform", "channels", 10**12),
+        ("transform", "unknown", 1),
+        ("quantizer", "codewords", 257),
+        ("quantizer", "mu", [1.0]),
+        ("quantizer", "first", [float("nan"), 1.0]),
+        ("quantizer", "blocks", [[1, 1]]),
+        ("quantizer", "blocks", 7),
+        ("prior", "hidden", [16, 16, 16]),
+        ("prior", "group_hidden", 5000),
+        ("prior", "chunks", [4, 2]),
+        ("prior", "chunks", [2.0, 4.0]),
+        ("prior", "window", 4),
+        ("prior", "tables", True),
+    ],
+)
+def test_models_with_an_impossible_configuration_are_refused(
+    tiny_model: Path, tmp_path: Path, part: str, key: str, value: object
+) -> None:
+    def change(header: dict) -> None:
+        (header[part] if part else header)[key] = value
+
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(_with_metadata(tiny_model.read_bytes(), change))
+    if key == "name":
+        assert load_model(path).config.name == "{}"
+        return
+    with pytest.raises(ModelFileError):
+        load_model(path)
+
+
+def test_encoding_leaves_the_latent_alone(codec: Codec) -> None:
+    latent = 50 * torch.randn(20, 3, 5, generator=torch.Generator().manual_seed(0))
+    strided = latent.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    planes = [codec.model.bottleneck.to_symbols(view, 2.0) for view in (latent, strided, strided)]
+    assert torch.equal(latent, strided)
+    for first, second in zip(planes[0], planes[2], strict=True):
+        assert np.array_equal(first.index, second.index)
+
+
+def test_a_thin_picture_is_limited_by_what_it_takes(codec: Codec) -> None:
+    header, _ = read_container(codec.compress(synthetic_picture(1, 20, 20)))
+    thin = type(header)(**{**header.__dict__, "width": 50_000_000, "height": 1})
+    with pytest.raises(TooLargeError):
+        codec.decompress(write_container(thin, []))
+
+
+def test_blocks_of_the_synthesis_do_not_show(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vqcodec import codec as module
+
+    data = codec.compress(synthetic_picture(2, 300, 340), quality=100)
+    whole = np.asarray(codec.decompress(data), int)
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    blocks = np.asarray(codec.decompress(data), int)
+    assert np.abs(whole - blocks).max() <= 1
 
 
 def test_a_model_whose_sums_could_overflow_is_refused(tiny_model: Path) -> None:

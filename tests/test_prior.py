@@ -81,8 +81,8 @@ def test_a_choice_depends_on_decoded_symbols_only(model: Model) -> None:
                     context.update(step, values)
                 context.end_stage()
         assert np.array_equal(*chosen)
-    photo = CodedPhoto(index, 2.0)
-    moved = CodedPhoto(np.where(index > 0, (index + 5) % 32, index).astype(np.uint8), 2.0)
+    photo = CodedPhoto(index, 16)
+    moved = CodedPhoto(np.where(index > 0, (index + 5) % 32, index).astype(np.uint8), 16)
     for a, b in zip(select_tables(model.prior, photo), select_tables(model.prior, moved), strict=True):
         changed_any |= not np.array_equal(a, b)
     assert changed_any, "the prior looks at nothing"
@@ -177,7 +177,7 @@ def test_the_float_twin_agrees_with_its_export(model: Model) -> None:
             net.tables.normal_(0, 2)
         tensors.update(net.export())
         integer = model.prior.replace({k: v for k, v in tensors.items() if k in net.export()})
-        photo = CodedPhoto(index[: stage + 1], stage + 1.0)
+        photo = CodedPhoto(index[: stage + 1], 8 * (stage + 1))
         tables = select_tables(integer, photo)[stage]
         groups = np.arange(config.quantizer.groups)[:, None, None]
         exact = integer.bits[stage][groups, tables, index[stage]].sum()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vqcodec.codec import load_codec
-from vqcodec.errors import ModelFileError, VqcError
+from vqcodec.errors import ModelFileError, OutputExistsError, VqcError
 from vqcodec.model import load_model
 from vqcodec.train import train_model
 from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint
@@ -111,6 +111,22 @@ def test_a_model_can_be_the_start(tiny_model: Path, pictures: Path, tmp_path: Pa
     before, after = load_model(tiny_model), load_model(out)
     assert before.code_id == after.code_id
     assert not torch.equal(before.synthesis.leave.weight, after.synthesis.leave.weight)
+
+
+def test_a_run_does_not_replace_a_model(pictures: Path, tiny_model: Path) -> None:
+    before = tiny_model.read_bytes()
+    with pytest.raises(OutputExistsError, match="resume"):
+        train_model(data=pictures, out=tiny_model, steps=1, preset="tiny")
+    assert tiny_model.read_bytes() == before
+
+
+def test_one_picture_is_enough(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    shutil.copy(pictures / "picture0.png", folder)
+    for seed in range(2):
+        out = tmp_path / f"m{seed}.safetensors"
+        train_model(data=folder, out=out, steps=2, preset="tiny", seed=seed)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Every kind of latent offers the same four steps, so one codec and one container serve all:
 
-    latent --to_symbols--> planes --write--> streams --(file)--> streams --read--> planes
+    latent --to_symbols--> planes --write--> streams --(file)--> streams --read--> indices
            --from_symbols--> latent
 
 A `SymbolPlane` is one typed plane of symbols with the probability table of each; streams are the
@@ -53,7 +53,7 @@ class Bottleneck(Protocol):
     def read(
         self, streams: Mapping[int, Sequence[bytes]], bucket: int, height: int, width: int
     ) -> list[NDArray[np.uint8]]:
-        """Indices (G, H, W) of every stage of the bucket from the streams of `write`."""
+        """Indices (G, H, W) of every stage up to the last that has streams, at least the first."""
 
     def from_symbols(self, indices: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Latent (C, H, W) of the indices of each stage."""
@@ -106,7 +106,7 @@ class VectorBottleneck:
                 tables[step.groups, step.rows, step.columns] = chosen
             index = context.end_stage()
             flat_index = torch.from_numpy(index.reshape(config.groups, -1))
-            residual -= to_latent(self.quantizer.look_up(stage, flat_index))
+            residual = residual - to_latent(self.quantizer.look_up(stage, flat_index))
             bits = ideal_bits(self.prior.frequencies[stage], index, tables)
             planes.append(SymbolPlane(stage, index, tables, bits))
         return planes
@@ -138,7 +138,6 @@ class VectorBottleneck:
         self, streams: Mapping[int, Sequence[bytes]], bucket: int, height: int, width: int
     ) -> list[NDArray[np.uint8]]:
         """The inverse of `write`: the same tables are chosen from what is decoded."""
-        config = self.quantizer.config
         if any(level_in(bucket, stage) is None for stage in streams):
             raise CorruptError(f"the file holds stages beyond its rate bucket {bucket}")
         context = self._context(height, width)
@@ -156,8 +155,6 @@ class VectorBottleneck:
                 for tile, decoder in enumerate(decoders):
                     here = slice(step.tiles[tile], step.tiles[tile + 1])
                     index[:, here] = decoder.decode(step.groups.start, tables[:, here])
-                if index.max(initial=0) >= config.codewords:
-                    raise CorruptError("a symbol lies outside its codebook")
                 context.update(step, index)
             for decoder in decoders:
                 decoder.check_end()

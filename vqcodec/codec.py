@@ -19,9 +19,9 @@ from vqcodec.bottleneck import SymbolPlane
 from vqcodec.container import (
     MODE_VQ,
     Header,
+    Section,
     pack_tiles,
     read_container,
-    read_header,
     stage_payloads,
     stage_section,
     tile_grid,
@@ -35,9 +35,9 @@ from vqcodec.quantizer import LEVELS, bucket_at
 from vqcodec.transform import STRIDE, pad_pixels
 
 DEFAULT_MAX_PIXELS = 100_000_000
-# Rows of latents synthesised at once, and the overlap on both sides that keeps every output pixel
-# out of reach of a strip's artificial border (the network sees about 130 pixels far).
-_STRIP = 96
+# Side in latents of the block that is synthesised at once, and the overlap that keeps its pixels
+# out of reach of its artificial borders (the default network sees about 130 pixels far).
+_BLOCK = 96
 _OVERLAP = 12
 
 
@@ -79,12 +79,7 @@ class Codec:
 
     def decompress(self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
         """The picture of a .vqc file; mode L if it was grey, else RGB."""
-        header = read_header(data)
-        if header.width * header.height > max_pixels:
-            raise TooLargeError(
-                f"{header.width} x {header.height} pixels, more than the limit of {max_pixels}"
-            )
-        header, sections = read_container(data)
+        header, sections = _read_limited(data, max_pixels)
         if header.code_id != self.model.code_id:
             raise UnknownModelError(
                 f"the file needs the model with code id {header.code_id:08x}, "
@@ -133,18 +128,23 @@ class Codec:
 
     @torch.inference_mode()
     def _synthesise(self, latent: Tensor, bucket: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Pixels uint8 (height, width, 3), in strips, so that memory follows the width only."""
-        rows = latent.shape[1]
+        """Pixels uint8 (height, width, 3), block by block: the network's memory is that of a block."""
         pixels = np.empty((height, width, 3), np.uint8)
         rate = torch.tensor([bucket], device=self.device)
-        for top in range(0, rows, _STRIP):
-            first, last = max(0, top - _OVERLAP), min(rows, top + _STRIP + _OVERLAP)
-            strip = latent[None, :, first:last].to(self.device)
-            strip = strip.contiguous(memory_format=torch.channels_last)
-            picture = self.synthesis(strip, rate)[0].clamp(0, 255).round().to(torch.uint8)
-            begin, end = top * STRIDE, min(height, (top + _STRIP) * STRIDE)
-            cut = picture[:, begin - first * STRIDE : end - first * STRIDE, :width]
-            pixels[begin:end] = cut.permute(1, 2, 0).cpu().numpy()
+        _, rows, columns = latent.shape
+        for top in range(0, rows, _BLOCK):
+            for left in range(0, columns, _BLOCK):
+                y0, x0 = max(0, top - _OVERLAP), max(0, left - _OVERLAP)
+                y1, x1 = top + _BLOCK + _OVERLAP, left + _BLOCK + _OVERLAP
+                part = latent[None, :, y0:y1, x0:x1].to(self.device)
+                part = part.contiguous(memory_format=torch.channels_last)
+                picture = self.synthesis(part, rate)[0].clamp(0, 255).round().to(torch.uint8)
+                target = pixels[
+                    top * STRIDE : (top + _BLOCK) * STRIDE, left * STRIDE : (left + _BLOCK) * STRIDE
+                ]
+                picture = picture[:, (top - y0) * STRIDE :, (left - x0) * STRIDE :]
+                picture = picture[:, : target.shape[0], : target.shape[1]]
+                target[:] = picture.permute(1, 2, 0).cpu().numpy()
         return pixels
 
 
@@ -157,12 +157,8 @@ def load_codec(
     that is given, else the packaged default. device: "cpu", "cuda[:i]"; None or "auto" takes a GPU
     if there is one. Raises UnknownModelError, ModelFileError, ValueError for an absent device.
     """
-    target = _device(device)
-    if model is None and code_id is not None:
-        path = find_model_by_code(code_id)
-    else:
-        path = find_model(None if model is None else str(model))
-    return Codec(load_model(path), target)
+    target = resolve_device(device)
+    return Codec(load_model(_find(model, code_id)), target)
 
 
 def compress(
@@ -173,7 +169,7 @@ def compress(
     device: str | None = None,
 ) -> bytes:
     """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W); quality 1..100."""
-    codec = _cached_codec(None if model is None else str(model), device, None)
+    codec = _cached_codec(model, device, None)
     return codec.compress(image, quality=quality)
 
 
@@ -185,17 +181,43 @@ def decompress(
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Image.Image:
     """The picture of a .vqc file. Without `model`, the installed model that the file names."""
-    code_id = read_header(data).code_id if model is None else None
-    codec = _cached_codec(None if model is None else str(model), device, code_id)
+    header, _ = _read_limited(data, max_pixels)
+    codec = _cached_codec(model, device, header.code_id if model is None else None)
     return codec.decompress(data, max_pixels=max_pixels)
 
 
+def _read_limited(data: bytes, max_pixels: int) -> tuple[Header, list[Section]]:
+    """The container of a file, refused where the picture is larger than the limit."""
+    header, sections = read_container(data)
+    grid = tile_grid(header.width, header.height)
+    # Memory follows the padded grid, which is 16 times a picture of one row or column.
+    padded = grid.rows * grid.cols * STRIDE**2
+    if header.width * header.height > max_pixels or padded > 2 * max_pixels + (1 << 16):
+        raise TooLargeError(
+            f"{header.width} x {header.height} pixels, more than the limit of {max_pixels}"
+        )
+    return header, sections
+
+
+def _find(model: str | Path | None, code_id: int | None) -> Path:
+    if model is None and code_id is not None:
+        return find_model_by_code(code_id)
+    return find_model(None if model is None else str(model))
+
+
+def _cached_codec(model: str | Path | None, device: str | None, code_id: int | None) -> Codec:
+    path = _find(model, code_id).resolve()
+    return _load_cached(path, path.stat().st_mtime_ns, device)
+
+
 @lru_cache(maxsize=2)
-def _cached_codec(model: str | None, device: str | None, code_id: int | None) -> Codec:
-    return load_codec(model, device, code_id=code_id)
+def _load_cached(path: Path, modified: int, device: str | None) -> Codec:
+    """Keyed by the time of modification too: a model that was trained again is loaded again."""
+    return load_codec(path, device)
 
 
-def _device(name: str | None) -> torch.device:
+def resolve_device(name: str | None) -> torch.device:
+    """The device of a name, None or "auto" a GPU if there is one. ValueError if it is not there."""
     if name in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

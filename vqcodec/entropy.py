@@ -98,7 +98,7 @@ def _runs(
 ) -> tuple[NDArray[np.int64], Iterator[tuple[int, int, int, int]]]:
     """Order that groups flat symbols by (group, table), and the runs (group, table, start, stop)."""
     groups, count = tables.shape
-    key = (np.arange(groups, dtype=np.uint16)[:, None] * 256 + tables).astype(np.uint16).reshape(-1)
+    key = (np.arange(groups, dtype=np.int32)[:, None] * 256 + tables).reshape(-1)
     order = np.argsort(key, kind="stable")
     ordered = key[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1)) if count else np.zeros(0, np.int64)

@@ -126,9 +126,21 @@ def load_model(path: Path) -> Model:
         config = _parse_config(header)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
+        return _build(path, config, tensors)
+    except ModelFileError:
+        raise
+    # What a hand-made file can provoke: wrong types in the JSON, dtypes without a NumPy twin.
+    except (
+        SafetensorError,
+        OSError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ModelFileError(f"{path}: not a usable weights file ({error})") from error
-    return _build(path, config, tensors)
 
 
 def read_model_header(path: Path) -> dict[str, Any]:
@@ -151,9 +163,9 @@ def read_model_header(path: Path) -> dict[str, Any]:
 def find_model(name: str | None = None) -> Path:
     """Path of a model by name or path (default: the packaged one). UnknownModelError if none."""
     wanted = name or DEFAULT_MODEL
-    direct = Path(wanted)
-    if direct.is_file():
-        return direct
+    # Only a model that was asked for may come from the current directory.
+    if name is not None and Path(name).is_file():
+        return Path(name)
     for folder in _model_folders():
         candidate = folder / f"{wanted}{SUFFIX}"
         if candidate.is_file():
@@ -203,10 +215,20 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
         training=dict(header.get("training", {})),
     )
     quantizer, prior = config.quantizer, config.prior
+    transform = config.transform
+    if any(len(w) != 3 for w in (transform.analysis_widths, transform.synthesis_widths)):
+        raise ValueError("a transform has three widths")
+    depths = (*transform.analysis_depths, *transform.synthesis_depths)
+    if len(depths) != 6 or not all(_is_int(depth) and 0 <= depth <= 16 for depth in depths):
+        raise ValueError("a transform has three depths of 0..16 blocks")
+    if not _is_int(transform.rates) or transform.rates not in (0, quantizer.stages * LEVELS):
+        raise ValueError("the synthesis is told of other rates than the quantiser has")
+    if len(prior.hidden) != 2:
+        raise ValueError("the prior has two hidden layers")
     sizes = [
-        config.transform.channels,
-        *config.transform.analysis_widths,
-        *config.transform.synthesis_widths,
+        transform.channels,
+        *transform.analysis_widths,
+        *transform.synthesis_widths,
         quantizer.codewords,
         prior.tables,
         prior.embedding,
@@ -215,7 +237,7 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
         prior.window,
         *(number for block in quantizer.blocks for number in block),
     ]
-    if not all(isinstance(size, int) and 1 <= size < _MAX_SIZE for size in sizes):
+    if not all(_is_int(size) and 1 <= size < _MAX_SIZE for size in (*sizes, *prior.chunks)):
         raise ValueError("a size is out of range")
     if not (2 <= quantizer.codewords <= 256 and 1 <= prior.tables <= 256):
         raise ValueError("codewords must be 2..256, tables 1..256")
@@ -227,7 +249,8 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     if not all(isinstance(p, float | int) and math.isfinite(p) and p > 0 for p in prices):
         raise ValueError("prices must be positive")
     features = quantizer.groups * prior.embedding
-    if 4 * features > MAX_INPUTS or max(prior.hidden) + 4 * prior.embedding > MAX_INPUTS:
+    widest = max(4 * features, max(prior.hidden) + 4 * prior.embedding, prior.group_hidden)
+    if widest > MAX_INPUTS:
         raise ValueError("the prior's layers are wider than the kernels take")
     if features > MAX_CHANNELS:
         raise ValueError("the prior has more features than the kernels take")
@@ -237,6 +260,10 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     if len(config.positions) != QUALITIES or not all(0 < a <= quantizer.stages for a in config.positions):
         raise ValueError("positions must be 100 numbers in (0, stages]")
     return config
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def config_from_json(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
@@ -258,8 +285,10 @@ def _build(path: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) ->
         expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         if expected != {name: tuple(value.shape) for name, value in weights.items()}:
             raise ModelFileError(f"{path}: the network's tensors do not fit the configuration")
-        if not all(value.isfinite().all() for value in weights.values()):
-            raise ModelFileError(f"{path}: a weight is not finite")
+        if not all(v.dtype == torch.float16 and v.isfinite().all() for v in weights.values()):
+            raise ModelFileError(f"{path}: a weight is not a finite float16")
+        if not (weights["scale"] > 0).all():
+            raise ModelFileError(f"{path}: the scale of a channel is not positive")
         network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
         network.eval().requires_grad_(False)
     books = []

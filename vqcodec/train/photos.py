@@ -41,10 +41,10 @@ def load_photos(folder: Path, *, minimum_side: int = 64) -> PhotoSet:
         raise VqcError(f"{folder}: not a folder of pictures")
     train: list[NDArray[np.uint8]] = []
     validation: list[NDArray[np.uint8]] = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
         try:
             pixels = load_picture(path).pixels
-        except (ImageError, TooLargeError) as error:
+        except (ImageError, TooLargeError, OSError) as error:
             logger.warning("skipped %s: %s", path.name, error)
             continue
         if min(pixels.shape[:2]) < minimum_side:
@@ -59,7 +59,8 @@ def load_photos(folder: Path, *, minimum_side: int = 64) -> PhotoSet:
 def random_crops(
     photos: list[NDArray[np.uint8]], count: int, size: int, random: np.random.Generator
 ) -> Tensor:
-    """count crops (N, 3, size, size) float32 0..255; pictures by area, flipped and turned at random."""
+    """count crops (N, 3, size, size) float32 0..255, flipped and turned at random; large pictures
+    are drawn more often."""
     areas = np.array([p.shape[0] * p.shape[1] for p in photos], dtype=np.float64) ** 0.75
     crops = np.empty((count, size, size, 3), np.uint8)
     for n in range(count):

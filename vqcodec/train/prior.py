@@ -35,6 +35,7 @@ from vqcodec.quantizer import (
     LEVELS,
     QuantizerConfig,
     ResidualQuantizer,
+    bucket_at,
     level_in,
     price_at,
     stage_at,
@@ -52,10 +53,10 @@ _CEILING = 255 / ACTIVATION_SCALE
 
 @dataclass(frozen=True)
 class CodedPhoto:
-    """Indices uint8 (stages coded, G, H, W) of one picture at one rate position."""
+    """Indices uint8 (stages coded, G, H, W) of one picture and its rate bucket."""
 
     index: NDArray[np.uint8]
-    position: float
+    bucket: int
 
 
 def encode_static(
@@ -73,13 +74,16 @@ def encode_static(
         index = quantizer.assign(stage, residual, price * bits[stage][:, None], table)
         residual = residual - to_latent(quantizer.look_up(stage, index))
         planes.append(index.reshape(config.groups, height, width).numpy())
-    return CodedPhoto(np.stack(planes), position)
+    return CodedPhoto(np.stack(planes), bucket_at(config, position))
 
 
 def encode_conditional(bottleneck: VectorBottleneck, latent: Tensor, position: float) -> CodedPhoto:
     """Indices of latent (C, H, W) under the conditional prior, as the codec would choose them."""
     planes = bottleneck.to_symbols(latent, position)
-    return CodedPhoto(np.stack([plane.index for plane in planes]), position)
+    return CodedPhoto(
+        np.stack([plane.index for plane in planes]),
+        bucket_at(bottleneck.quantizer.config, position),
+    )
 
 
 class StageNet(nn.Module):
@@ -424,16 +428,10 @@ def _windows(
         if any(missing):
             cut = np.pad(cut, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1])), mode="reflect")
         windows.append(cut)
-        level = level_in(_bucket(photo.position), stage)
+        level = level_in(photo.bucket, stage)
         assert level is not None
         levels.append(level)
     return torch.from_numpy(np.stack(windows).astype(np.int64)), torch.tensor(levels)
-
-
-def _bucket(position: float) -> int:
-    """`bucket_at` for positions that are known to lie in range."""
-    stage = math.ceil(position) - 1
-    return stage * LEVELS + min(LEVELS - 1, int((position - stage) * LEVELS)) + 1
 
 
 def integer_prior(
@@ -491,7 +489,7 @@ def select_tables(prior: IntegerPrior, photo: CodedPhoto) -> list[NDArray[np.uin
     context = prior.context(height, width)
     chosen = []
     for stage, index in enumerate(photo.index):
-        level = level_in(_bucket(photo.position), stage)
+        level = level_in(photo.bucket, stage)
         assert level is not None
         context.begin_stage(level)
         tables = np.zeros((groups, height, width), np.uint8)

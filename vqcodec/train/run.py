@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqcodec.bottleneck import VectorBottleneck
-from vqcodec.errors import ModelFileError
+from vqcodec.codec import resolve_device
+from vqcodec.errors import ModelFileError, OutputExistsError
 from vqcodec.files import write_atomically
 from vqcodec.model import (
     QUALITIES,
@@ -51,7 +52,7 @@ from vqcodec.train.prior import (
 from vqcodec.train.settings import PHASES, PRESETS, TrainConfig
 from vqcodec.train.start import fit_codebooks, principal_components, sample_patches, static_bits
 from vqcodec.train.synthesis import SynthesisTrainer
-from vqcodec.transform import STRIDE, Analysis, Synthesis, TransformConfig, pad_pixels
+from vqcodec.transform import PIXEL_MEAN, STRIDE, Analysis, Synthesis, TransformConfig, pad_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -141,18 +142,21 @@ def train_model(
             raise ValueError(f"phases are {', '.join(PHASES)}, got {phase!r}")
     if (init is None) != ("start" in chosen) and not resume:
         raise ValueError("a run begins with the phase 'start' or with a model given as init")
-    budget = steps if steps is not None else None
+    target = str(resolve_device(device))
+    if not resume and (out.exists() or checkpoint_path(out).exists()):
+        raise OutputExistsError(
+            f"{out} or its checkpoint exists: resume that run, or choose another name"
+        )
     seconds = None if steps is not None else 60 * (60.0 if minutes is None else minutes)
-    device = device if device not in (None, "auto") else ("cuda" if torch.cuda.is_available() else "cpu")
     photos = load_photos(data)
     logger.info("%d pictures to train on, %d to validate", len(photos.train), len(photos.validation))
     pending: dict[str, Any] | None = None
     if resume:
-        run, pending = _resumed(load_checkpoint(checkpoint_path(out)), out, device)
+        run, pending = _resumed(load_checkpoint(checkpoint_path(out)), out, target)
     elif init is not None:
-        run = _from_model(load_model(find_model(init)), photos, out, device, seed, chosen, preset)
+        run = _from_model(load_model(find_model(init)), photos, out, target, seed, chosen, preset)
     else:
-        run = _start(PRESETS[preset](), photos, out, device, seed, chosen)
+        run = _start(PRESETS[preset](), photos, out, target, seed, chosen)
     if not resume:
         run.write()
         save_checkpoint(checkpoint_path(out), run.state())
@@ -163,11 +167,10 @@ def train_model(
         inner = pending if pending and pending.get("phase") == phase else None
         part = None if seconds is None else seconds * shares[phase] / total
         if phase == "synthesis":
-            _train_synthesis(run, photos, budget, part, inner)
+            _train_synthesis(run, photos, steps, part, inner)
         else:
-            _train_prior(
-                run, photos, None if budget is None else max(PRIOR_ROUNDS, budget // 2), part, inner
-            )
+            prior_steps = None if steps is None else max(PRIOR_ROUNDS, steps // 2)
+            _train_prior(run, photos, prior_steps, part, inner)
         run.done.append(phase)
         run.write()
         save_checkpoint(checkpoint_path(out), run.state())
@@ -233,7 +236,7 @@ def _from_model(
     )
     random = np.random.default_rng(seed)
     patches = sample_patches(photos.train, config.codebook_vectors, random)
-    grid = patches.reshape(-1, 3, STRIDE, STRIDE) + 127.5
+    grid = patches.reshape(-1, 3, STRIDE, STRIDE) + PIXEL_MEAN
     with torch.no_grad():
         latents = torch.cat([model.analysis(part)[:, :, 0, 0] for part in grid.split(4096)])
     return _Run(
@@ -294,6 +297,8 @@ def _train_synthesis(
     seconds: float | None,
     inner: dict[str, Any] | None,
 ) -> None:
+    if not run.synthesis.nonlinear:
+        return
     trainer = SynthesisTrainer(
         run.config,
         run.analysis,
@@ -305,8 +310,6 @@ def _train_synthesis(
     )
     if inner is not None:
         trainer.load_state(inner["trainer"])
-    if not run.synthesis.nonlinear:
-        return
 
     def report(losses: list[float]) -> str:
         text = f"loss {np.mean(losses[-50:]):.4f}"
@@ -378,9 +381,11 @@ def _cache_indices(
     """Every training photo coded at a random rate, by the prior or by static code lengths."""
     bottleneck = VectorBottleneck(run.quantizer, run.prior)
     coded = []
-    for photo in photos.train:
+    stages = run.config.quantizer.stages
+    for number, photo in enumerate(photos.train):
         latent = _latent(run, _cut(photo, _CACHE_SIDE, random))
-        position = _training_position(run.config.quantizer.stages, random)
+        # The first is always complete, so that every stage has something to learn from.
+        position = _training_position(stages, random) if number else float(stages)
         if conditional:
             coded.append(encode_conditional(bottleneck, latent, position))
         else:

@@ -19,7 +19,7 @@ from vqcodec.quantizer import ResidualQuantizer, bucket_at, price_at, stage_at, 
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.photos import random_crops
 from vqcodec.train.settings import TrainConfig
-from vqcodec.transform import Analysis, Synthesis
+from vqcodec.transform import PIXEL_MEAN, Analysis, Synthesis
 
 # Squared grey levels added to the linear path's error: a flat crop has next to none to improve.
 _ERROR_FLOOR = 3.0
@@ -68,9 +68,11 @@ class SynthesisTrainer:
             self.analysis, self.quantizer, self.bits, crops, positions.tolist()
         )
         with torch.no_grad():
-            linear = self.synthesis.linear(latent) + 127.5
+            linear = self.synthesis.linear(latent) + PIXEL_MEAN
             reference = (linear - crops).square().mean((1, 2, 3)) + _ERROR_FLOOR
-        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=has_bf16()):
+        with torch.autocast(
+            self.device.split(":")[0], dtype=torch.bfloat16, enabled=has_bf16(self.device)
+        ):
             picture = self.synthesis(latent, buckets)
         loss = ((picture - crops).square().mean((1, 2, 3)) / reference).mean()
         if not torch.isfinite(loss):
@@ -112,7 +114,7 @@ class SynthesisTrainer:
                 with torch.no_grad():
                     picture = network(latent, bucket).clamp(0, 255).round()
                 error = (picture - pixels).square().mean().item()
-                totals[stage] += spent[0] / (height * width), 10 * math.log10(255**2 / error)
+                totals[stage] += spent[0] / (height * width), 10 * math.log10(255**2 / max(error, 1e-10))
         return [(float(bpp), float(psnr)) for bpp, psnr in totals / len(photos)]
 
     def state(self) -> dict[str, Any]:
@@ -139,9 +141,9 @@ def _channels_last(network: Synthesis) -> Synthesis:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def has_bf16() -> bool:
-    """Whether bfloat16 convolution is fast here: a GPU, or a CPU with AVX-512 BF16 or AMX."""
-    if torch.cuda.is_available():
+def has_bf16(device: str) -> bool:
+    """Whether bfloat16 convolution is fast there: a GPU, or a CPU that oneDNN uses it on."""
+    if device.startswith("cuda"):
         return True
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 

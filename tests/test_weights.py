@@ -1,0 +1,49 @@
+"""The packaged default model: its size, its identity, and that it codes as its card says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vqcodec
+from vqcodec.model import DEFAULT_MODEL, find_model, load_model
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "picture.png"
+
+
+@pytest.fixture(scope="module")
+def default() -> Path:
+    return find_model(DEFAULT_MODEL)
+
+
+def test_the_default_model_is_small(default: Path) -> None:
+    assert default.stat().st_size <= 12_000_000
+
+
+def test_the_default_model_is_known_by_its_code_id(default: Path) -> None:
+    known = json.loads((default.parent / "known.json").read_text())
+    assert f"{load_model(default).code_id:08x}" in known
+
+
+def test_quality_orders_size_and_error() -> None:
+    picture = Image.open(EXAMPLE).convert("RGB").crop((200, 100, 456, 356))
+    source = np.asarray(picture, float)
+    sizes, errors = [], []
+    for quality in (1, 20, 40, 60, 80, 100):
+        data = vqcodec.compress(picture, quality=quality, device="cpu")
+        decoded = np.asarray(vqcodec.decompress(data, device="cpu"), float)
+        sizes.append(len(data))
+        errors.append(float(np.mean((decoded - source) ** 2)))
+    assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("quality", [1, 25, 50, 75, 100])
+@pytest.mark.parametrize("level", [0, 77, 128, 255])
+def test_a_single_pixel_takes_at_most_64_bytes(quality: int, level: int) -> None:
+    pixel = np.full((1, 1, 3), level, np.uint8)
+    data = vqcodec.compress(pixel, quality=quality, device="cpu")
+    assert len(data) <= 64
+    assert vqcodec.decompress(data, device="cpu").size == (1, 1)
