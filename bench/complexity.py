@@ -8,12 +8,15 @@ is the encoder's alone and counted apart. Bar: transforms and prior at most 45 k
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
 
+# The repository comes last, so that an installed vqcodec is the one that is looked at.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from bench.metrics import record, write_json
 from vqcodec.errors import VqcError
 from vqcodec.model import Model, find_model, load_model
 from vqcodec.transform import STRIDE
@@ -90,7 +93,8 @@ def main() -> int:
         verdict = "PASS" if value <= BAR else "FAIL"
         print(f"{verdict}  {side}: {value:.1f} kMAC/pixel, bar {BAR:.0f}")
     if args.json:
-        args.json.write_text(json.dumps({**figures, **sides}, indent=1) + "\n")
+        head = record("complexity", sys.argv[1:], "cpu")
+        write_json(args.json, {**head, "kmac_per_pixel": {**figures, **sides}})
     return int(max(sides.values()) > BAR)
 
 

@@ -107,6 +107,19 @@ def test_decoding_does_not_depend_on_the_surroundings(codec: Codec) -> None:
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_decodes_to_the_same_indices(codec: Codec, tiny_model: Path) -> None:
+    other = load_codec(tiny_model, "cuda")
+    picture = synthetic_picture(8, 200, 180)
+    for source in (codec, other):
+        data = source.compress(picture, quality=80)
+        for a, b in zip(_indices(codec, data), _indices(other, data), strict=True):
+            assert np.array_equal(a, b)
+        here = np.asarray(codec.decompress(data), int)
+        there = np.asarray(other.decompress(data), int)
+        assert (np.abs(here - there) > 1).mean() < 0.001
+
+
 def test_encoding_again_gives_the_same_bytes(codec: Codec) -> None:
     picture = synthetic_picture(9, 90, 50)
     first = codec.compress(picture, quality=70)

@@ -30,7 +30,7 @@ from vqcodec.container import Header, Section
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT_MD = ROOT / "docs" / "format.md"
 
-HEADER = Header(mode=0, grey=False, rate=7, width=1100, height=700, code_id=0x1A2B3C4D)
+HEADER = Header(mode=0, grey=False, rate=19, width=1100, height=700, code_id=0x1A2B3C4D)
 SECTIONS = [
     container.stage_section(0, b"\xa0\xa1\xa2\xb0"),
     Section(type=0x41, critical=False, payload=b"hi"),
@@ -125,7 +125,7 @@ def test_size_of_the_overhead() -> None:
 def test_the_independent_writer_agrees() -> None:
     expected = raw_file(
         [(s.type | s.critical << 7, s.payload) for s in SECTIONS],
-        rate=7, width=1100, height=700, code_id=0x1A2B3C4D,
+        rate=19, width=1100, height=700, code_id=0x1A2B3C4D,
     )  # fmt: skip
     assert container.write_container(HEADER, SECTIONS) == expected
     assert container.write_container(replace(HEADER, grey=True), [])[5] == 0x10

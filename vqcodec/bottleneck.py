@@ -167,7 +167,7 @@ class VectorBottleneck:
         if not indices:
             raise ValueError("at least one stage is needed to give the latent its shape")
         _, height, width = indices[0].shape
-        total = torch.zeros(height * width, config.channels, dtype=torch.int32)
+        total = torch.zeros(height * width, config.channels, dtype=torch.int32, device="cpu")
         for stage, index in enumerate(indices):
             flat = torch.from_numpy(index.reshape(config.groups, -1))
             total += self.quantizer.look_up(stage, flat)

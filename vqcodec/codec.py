@@ -52,7 +52,7 @@ class EncodeStats:
 
 
 class Codec:
-    """One model on one device, ready to compress and decompress."""
+    """One model on one device, ready to compress and decompress. The model's networks move there."""
 
     def __init__(self, model: Model, device: torch.device) -> None:
         self.model, self.device = model, device

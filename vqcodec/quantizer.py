@@ -109,7 +109,9 @@ class ResidualQuantizer:
         residual float32 (N, C); bias (g, T, K) = mu * bits; bias_table (g, N) -> uint8 (g, N).
         """
         groups = groups or slice(0, self.config.groups)
-        index = torch.empty(groups.stop - groups.start, len(residual), dtype=torch.uint8)
+        index = torch.empty(
+            groups.stop - groups.start, len(residual), dtype=torch.uint8, device=residual.device
+        )
         for b, inside, rows, channels in self.spans(groups):
             dim = self.config.blocks[b][1]
             vectors = residual[:, channels].reshape(len(residual), -1, dim).transpose(0, 1)
