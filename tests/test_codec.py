@@ -22,7 +22,7 @@ from vqcodec.errors import (
     VqcError,
 )
 from vqcodec.model import find_model_by_code, load_model
-from vqcodec.quantizer import LEVELS
+from vqcodec.quantizer import LEVELS, RatePoint
 
 SIZES = [(1, 1), (1, 17), (16, 16), (17, 33), (97, 61), (64, 1), (130, 3)]
 
@@ -280,8 +280,11 @@ def _with_metadata(data: bytes, change: object) -> bytes:
     [
         ("", "transform", None),
         ("", "prior", [1, 2]),
-        ("", "positions", [1.0]),
-        ("", "positions", [9.0] * 100),
+        ("", "points", [[1, 100.0]]),
+        ("", "points", [[17, 100.0]] * 100),
+        ("", "points", [[1, -1.0]] * 100),
+        ("", "points", [[1.5, 10.0]] * 100),
+        ("", "points", [7] * 100),
         ("", "name", {}),
         ("transform", "synthesis_widths", [16, 12]),
         ("transform", "synthesis_depths", [1, 1, 10**9]),
@@ -321,7 +324,10 @@ def test_models_with_an_impossible_configuration_are_refused(
 def test_encoding_leaves_the_latent_alone(codec: Codec) -> None:
     latent = 50 * torch.randn(20, 3, 5, generator=torch.Generator().manual_seed(0))
     strided = latent.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    planes = [codec.model.bottleneck.to_symbols(view, 2.0) for view in (latent, strided, strided)]
+    planes = [
+        codec.model.bottleneck.to_symbols(view, RatePoint(16, 150.0))
+        for view in (latent, strided, strided)
+    ]
     assert torch.equal(latent, strided)
     for first, second in zip(planes[0], planes[2], strict=True):
         assert np.array_equal(first.index, second.index)

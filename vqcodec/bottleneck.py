@@ -21,14 +21,7 @@ from torch import Tensor
 from vqcodec.entropy import StreamDecoder, StreamEncoder, TableModels, ideal_bits
 from vqcodec.errors import CorruptError
 from vqcodec.prior import IntegerPrior, PriorContext, list_passes
-from vqcodec.quantizer import (
-    ResidualQuantizer,
-    bucket_at,
-    level_in,
-    price_at,
-    stage_at,
-    to_latent,
-)
+from vqcodec.quantizer import RatePoint, ResidualQuantizer, level_in, stage_price, to_latent
 
 
 @dataclass(frozen=True)
@@ -44,8 +37,8 @@ class SymbolPlane:
 class Bottleneck(Protocol):
     """What the codec asks of a kind of latent."""
 
-    def to_symbols(self, latent: Tensor, position: float) -> list[SymbolPlane]:
-        """Symbols of latent (C, H, W) at a rate position."""
+    def to_symbols(self, latent: Tensor, point: RatePoint) -> list[SymbolPlane]:
+        """Symbols of latent (C, H, W) at a point of the rate axis."""
 
     def write(self, planes: Sequence[SymbolPlane]) -> dict[int, list[bytes]]:
         """Streams of each plane, one a prior tile; planes that need none are left out."""
@@ -78,18 +71,17 @@ class VectorBottleneck:
         self._models = [TableModels(f) for f in prior.frequencies]
         self._bits = [torch.from_numpy(bits) for bits in prior.bits]
 
-    def to_symbols(self, latent: Tensor, position: float) -> list[SymbolPlane]:
+    def to_symbols(self, latent: Tensor, point: RatePoint) -> list[SymbolPlane]:
         """Entropy-constrained assignment: each index pays what its own table will charge."""
         config = self.quantizer.config
         _, height, width = latent.shape
-        bucket, last = bucket_at(config, position), stage_at(config, position)
         context = self._context(height, width)
         residual = latent.permute(1, 2, 0).reshape(height * width, -1).float().cpu().contiguous()
         planes = []
-        for stage in range(last + 1):
-            level = level_in(bucket, stage)
+        for stage in range(point.last_stage + 1):
+            level = level_in(point.bucket, stage)
             assert level is not None
-            price = price_at(config, position, stage)
+            price = stage_price(config, point, stage)
             context.begin_stage(level)
             tables = np.zeros((config.groups, height, width), np.uint8)
             for step in context.passes:

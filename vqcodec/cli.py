@@ -218,7 +218,7 @@ def _build_parser() -> argparse.ArgumentParser:
         help="weights file to write (.safetensors); checkpoints are kept beside it",
     )
     length = sub.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=_minutes, metavar="N", help="stop after N minutes")
+    length.add_argument("--minutes", type=_minutes, metavar="N", help="stop after N minutes (default 60)")
     length.add_argument("--steps", type=_at_least_one, metavar="N", help="stop after N steps")
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     sub.add_argument("--init", metavar="MODEL", help="start from a model, by name or file")

@@ -31,7 +31,7 @@ from vqcodec.container import (
 from vqcodec.errors import CorruptError, TooLargeError, UnknownModelError
 from vqcodec.image import Picture, as_picture, to_image
 from vqcodec.model import QUALITIES, Model, find_model, find_model_by_code, load_model
-from vqcodec.quantizer import LEVELS, bucket_at
+from vqcodec.quantizer import LEVELS
 from vqcodec.transform import STRIDE, pad_pixels
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -110,14 +110,14 @@ class Codec:
         pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].to(self.device).float()
         with torch.inference_mode():
             latent = self.analysis(pad_pixels(pixels))[0].cpu()
-        position = self.model.position(quality)
+        point = self.model.config.points[quality - 1]
         bottleneck = self.model.bottleneck
         with torch.inference_mode():
-            planes = bottleneck.to_symbols(latent, position)
+            planes = bottleneck.to_symbols(latent, point)
         header = Header(
             mode=MODE_VQ,
             grey=picture.grey,
-            rate=bucket_at(self.model.config.quantizer, position),
+            rate=point.bucket,
             width=width,
             height=height,
             code_id=self.model.code_id,

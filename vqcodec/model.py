@@ -1,7 +1,7 @@
 """Models: configuration, weights file, look-up by name, path or code id.
 
 A weights file is safetensors. Its metadata entry "vqcodec" is JSON: format, name, the
-configurations of transform, quantiser and prior, the rate position of each quality, and notes of
+configurations of transform, quantiser and prior, the point on the rate axis of each quality, and notes of
 the training. Tensors: `analysis.*` and `synthesis.*` float16, `codebook.<stage>.<block>` int16,
 `prior.*` integers.
 
@@ -32,7 +32,7 @@ from safetensors.torch import save
 from vqcodec.bottleneck import VectorBottleneck
 from vqcodec.errors import ModelFileError, UnknownModelError
 from vqcodec.prior import IntegerPrior, PriorConfig
-from vqcodec.quantizer import LEVELS, QuantizerConfig, ResidualQuantizer
+from vqcodec.quantizer import LEVELS, QuantizerConfig, RatePoint, ResidualQuantizer
 from vqcodec.transform import Analysis, Synthesis, TransformConfig
 from vqcodec_kernels.integer_layers import MAX_CHANNELS, MAX_INPUTS
 
@@ -50,14 +50,14 @@ _Config = TypeVar("_Config", TransformConfig, QuantizerConfig, PriorConfig)
 class ModelConfig:
     """Everything about a model but its tensors.
 
-    positions: rate position in (0, stages] of quality 1..100; training: free notes for the card.
+    points: where on the rate axis quality 1..100 lies; training: free notes for the card.
     """
 
     name: str
     transform: TransformConfig
     quantizer: QuantizerConfig
     prior: PriorConfig
-    positions: tuple[float, ...]
+    points: tuple[RatePoint, ...]
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,10 +92,6 @@ class Model:
     def bottleneck(self) -> VectorBottleneck:
         """The seam between this model's latent and symbols."""
         return VectorBottleneck(self.quantizer, self.prior)
-
-    def position(self, quality: int) -> float:
-        """Rate position of a quality 1..100."""
-        return self.config.positions[quality - 1]
 
     def _coding_tensors(self) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {
@@ -211,7 +207,7 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
         transform=config_from_json(TransformConfig, header["transform"]),
         quantizer=config_from_json(QuantizerConfig, header["quantizer"]),
         prior=config_from_json(PriorConfig, header["prior"]),
-        positions=tuple(float(p) for p in header["positions"]),
+        points=tuple(RatePoint(bucket, float(price)) for bucket, price in header["points"]),
         training=dict(header.get("training", {})),
     )
     quantizer, prior = config.quantizer, config.prior
@@ -257,8 +253,12 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     edges = (0, *prior.chunks, quantizer.groups)
     if any(a >= b for a, b in zip(edges, edges[1:], strict=False)) or prior.window % 2 == 0:
         raise ValueError("chunks must ascend, the window must be odd")
-    if len(config.positions) != QUALITIES or not all(0 < a <= quantizer.stages for a in config.positions):
-        raise ValueError("positions must be 100 numbers in (0, stages]")
+    buckets = quantizer.stages * LEVELS
+    if len(config.points) != QUALITIES or not all(
+        _is_int(p.bucket) and 1 <= p.bucket <= buckets and math.isfinite(p.price) and p.price > 0
+        for p in config.points
+    ):
+        raise ValueError("points must be 100 pairs of a bucket and a positive price")
     return config
 
 

@@ -13,8 +13,10 @@ grey levels a bit, is the price of a bit. Codewords are fixed point, int16 in un
 Layout: latent vectors (N, C); indices uint8 (G, N), one array a stage.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -142,29 +144,37 @@ def to_latent(fixed: Tensor) -> Tensor:
     return fixed.float() / SCALE
 
 
-def price_at(config: QuantizerConfig, position: float, stage: int) -> float:
-    """mu that a stage pays at a rate position in (0, S], whose integer part is the last stage.
+class RatePoint(NamedTuple):
+    """Where on the rate axis a picture is coded: the header's bucket, 1..S * LEVELS, which says
+    how many stages there are and how the prior sees the last one, and the last stage's price."""
 
-    The last stage's price falls geometrically over its range; earlier stages pay their own, but
-    never less than the last.
-    """
-    end = stage_at(config, position)
-    fraction = position - end
-    price = config.first[end] ** (1 - fraction) * config.last[end] ** fraction
-    return price if stage == end else max(price, config.mu[stage])
+    bucket: int
+    price: float
+
+    @property
+    def last_stage(self) -> int:
+        """Index of the last stage that is coded."""
+        return (self.bucket - 1) // LEVELS
 
 
-def stage_at(config: QuantizerConfig, position: float) -> int:
-    """Index of the last stage that a rate position in (0, S] codes."""
+def price_in(config: QuantizerConfig, stage: int, fraction: float) -> float:
+    """Price at a fraction of a stage's range as the last one: geometric from first to last."""
+    return config.first[stage] ** (1 - fraction) * config.last[stage] ** fraction
+
+
+def point_at(config: QuantizerConfig, position: float) -> RatePoint:
+    """The point of a position in (0, S]: stage s is the last one from s to s + 1."""
     if not 0 < position <= config.stages:
         raise ValueError(f"rate position must lie in (0, {config.stages}], got {position}")
-    return min(config.stages - 1, int(np.ceil(position)) - 1)
+    stage = min(config.stages - 1, math.ceil(position) - 1)
+    fraction = position - stage
+    bucket = stage * LEVELS + min(LEVELS - 1, int(fraction * LEVELS)) + 1
+    return RatePoint(bucket, price_in(config, stage, fraction))
 
 
-def bucket_at(config: QuantizerConfig, position: float) -> int:
-    """The rate bucket 1..S * LEVELS that a position falls into; what the file header stores."""
-    stage = stage_at(config, position)
-    return stage * LEVELS + min(LEVELS - 1, int((position - stage) * LEVELS)) + 1
+def stage_price(config: QuantizerConfig, point: RatePoint, stage: int) -> float:
+    """mu that a stage pays: the last one the point's, earlier ones their own, but never less."""
+    return point.price if stage == point.last_stage else max(point.price, config.mu[stage])
 
 
 def level_in(bucket: int, stage: int) -> int | None:

@@ -1,5 +1,10 @@
 """From quality to rate: places the 100 qualities on the rate axis so that equal steps of quality
-are equal steps of the logarithm of the bytes."""
+are equal steps of the logarithm of the bytes.
+
+At one price, two neighbouring buckets give different rates, because the prior expects different
+densities of symbols. Each bucket is therefore measured over a range of prices that overlaps its
+neighbours', and a rate is given to the bucket in whose middle it lies, at the price that yields it.
+"""
 
 from collections.abc import Sequence
 
@@ -8,28 +13,47 @@ from torch import Tensor
 
 from vqcodec.bottleneck import VectorBottleneck
 from vqcodec.model import QUALITIES
+from vqcodec.quantizer import LEVELS, RatePoint, price_in
 
-_LOWEST = 0.02
+# Places at which a bucket is measured, in buckets from its middle.
+_OFFSETS = (-1.0, 0.0, 1.0)
 
 
-def calibrate_positions(
-    bottleneck: VectorBottleneck, latents: Sequence[Tensor], *, samples_per_stage: int = 8
-) -> tuple[float, ...]:
-    """Rate positions of quality 1..100 by the mean code length of latents (C, H, W).
+def calibrate_points(bottleneck: VectorBottleneck, latents: Sequence[Tensor]) -> tuple[RatePoint, ...]:
+    """Points of quality 1..100 by the mean code length of latents (C, H, W).
 
-    Quality 1 is the lowest position, quality 100 every stage complete.
+    Quality 1 is the first bucket at its highest price, quality 100 the last at its lowest.
     """
-    stages = bottleneck.quantizer.config.stages
-    inner = np.arange(1, stages * samples_per_stage + 1) / samples_per_stage
-    after = np.arange(1, stages) + _LOWEST  # just past a stage's end: where the rate may jump
-    positions = np.unique(np.concatenate([[_LOWEST], inner, after]))
-    spent = np.array(
-        [
-            sum(sum(p.bits for p in bottleneck.to_symbols(latent, float(at))) for latent in latents)
-            for at in positions
-        ]
-    )
-    rising = np.maximum.accumulate(np.log(np.maximum(spent, 1.0)) + 1e-6 * np.arange(len(spent)))
-    targets = np.linspace(rising[0], rising[-1], QUALITIES)
-    found = np.interp(targets, rising, positions)
-    return tuple(round(float(p), 4) for p in found)
+    config = bottleneck.quantizer.config
+    count = config.stages * LEVELS
+    prices = np.empty((count, len(_OFFSETS)))
+    spent = np.empty((count, len(_OFFSETS)))
+    for number in range(count):
+        stage, level = divmod(number, LEVELS)
+        for column, offset in enumerate(_OFFSETS):
+            price = price_in(config, stage, (level + 0.5 + offset) / LEVELS)
+            point = RatePoint(number + 1, price)
+            prices[number, column] = np.log(price)
+            spent[number, column] = np.log(
+                sum(p.bits for latent in latents for p in bottleneck.to_symbols(latent, point)) + 1
+            )
+    lowest_rate = float(np.interp(-0.5, _OFFSETS, spent[0]))
+    highest_rate = float(np.interp(0.5, _OFFSETS, spent[-1]))
+    points = []
+    bucket = 1
+    for target in np.linspace(lowest_rate, highest_rate, QUALITIES):
+        # A bucket's place of a rate: 0 is its middle, beyond 1 it was not measured.
+        places = [_crossing(spent[number], target) for number in range(count)]
+        bucket += int(np.argmin(np.abs(places[bucket - 1 :])))
+        place = float(np.clip(places[bucket - 1], _OFFSETS[0], _OFFSETS[-1]))
+        price = float(np.exp(np.interp(place, _OFFSETS, prices[bucket - 1])))
+        points.append(RatePoint(bucket, round(price, 3)))
+    return tuple(points)
+
+
+def _crossing(spent: np.ndarray, target: float) -> float:
+    """Where the line through the measured rates reaches a target, continued beyond the ends."""
+    slopes = np.maximum(np.diff(spent) / np.diff(_OFFSETS), 1e-6)
+    if target < spent[1]:
+        return float(_OFFSETS[1] + (target - spent[1]) / slopes[0])
+    return float(_OFFSETS[1] + (target - spent[1]) / slopes[1])

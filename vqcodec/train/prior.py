@@ -34,11 +34,10 @@ from vqcodec.prior import (
 from vqcodec.quantizer import (
     LEVELS,
     QuantizerConfig,
+    RatePoint,
     ResidualQuantizer,
-    bucket_at,
     level_in,
-    price_at,
-    stage_at,
+    stage_price,
     to_latent,
 )
 from vqcodec.train.checkpoint import random_state, set_random_state
@@ -60,30 +59,26 @@ class CodedPhoto:
 
 
 def encode_static(
-    quantizer: ResidualQuantizer, bits: Tensor, latent: Tensor, position: float
+    quantizer: ResidualQuantizer, bits: Tensor, latent: Tensor, point: RatePoint
 ) -> CodedPhoto:
     """Indices of latent (C, H, W) when every position pays the static code lengths (S, G, K)."""
     config = quantizer.config
     channels, height, width = latent.shape
     residual = latent.permute(1, 2, 0).reshape(-1, channels).contiguous()
-    last = stage_at(config, position)
     table = torch.zeros(config.groups, len(residual), dtype=torch.int32)
     planes = []
-    for stage in range(last + 1):
-        price = price_at(config, position, stage)
+    for stage in range(point.last_stage + 1):
+        price = stage_price(config, point, stage)
         index = quantizer.assign(stage, residual, price * bits[stage][:, None], table)
         residual = residual - to_latent(quantizer.look_up(stage, index))
         planes.append(index.reshape(config.groups, height, width).numpy())
-    return CodedPhoto(np.stack(planes), bucket_at(config, position))
+    return CodedPhoto(np.stack(planes), point.bucket)
 
 
-def encode_conditional(bottleneck: VectorBottleneck, latent: Tensor, position: float) -> CodedPhoto:
+def encode_conditional(bottleneck: VectorBottleneck, latent: Tensor, point: RatePoint) -> CodedPhoto:
     """Indices of latent (C, H, W) under the conditional prior, as the codec would choose them."""
-    planes = bottleneck.to_symbols(latent, position)
-    return CodedPhoto(
-        np.stack([plane.index for plane in planes]),
-        bucket_at(bottleneck.quantizer.config, position),
-    )
+    planes = bottleneck.to_symbols(latent, point)
+    return CodedPhoto(np.stack([plane.index for plane in planes]), point.bucket)
 
 
 class StageNet(nn.Module):

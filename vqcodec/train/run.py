@@ -36,8 +36,8 @@ from vqcodec.model import (
     load_model,
 )
 from vqcodec.prior import IntegerPrior, PriorConfig
-from vqcodec.quantizer import QuantizerConfig, ResidualQuantizer
-from vqcodec.train.calibration import calibrate_positions
+from vqcodec.quantizer import QuantizerConfig, RatePoint, ResidualQuantizer, point_at
+from vqcodec.train.calibration import calibrate_points
 from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from vqcodec.train.photos import PhotoSet, load_photos
 from vqcodec.train.prior import (
@@ -75,7 +75,7 @@ class _Run:
     quantizer: ResidualQuantizer
     bits: Tensor
     prior: IntegerPrior
-    positions: tuple[float, ...]
+    points: tuple[RatePoint, ...]
     phases: tuple[str, ...]
     done: list[str]
     notes: dict[str, Any]
@@ -86,7 +86,7 @@ class _Run:
             transform=self.config.transform,
             quantizer=self.config.quantizer,
             prior=self.config.prior,
-            positions=self.positions,
+            points=self.points,
             training={"config": dataclasses.asdict(self.config), "seed": self.seed, **self.notes},
         )
         return Model(config, self.analysis, self.synthesis, self.quantizer, self.prior)
@@ -103,7 +103,7 @@ class _Run:
             "codebooks": [[torch.from_numpy(b) for b in s] for s in self.quantizer.codebooks],
             "bits": self.bits,
             "prior": {k: torch.from_numpy(v) for k, v in self.prior.tensors.items()},
-            "positions": list(self.positions),
+            "points": [list(point) for point in self.points],
             "phases": list(self.phases),
             "done": list(self.done),
             "notes": json.dumps(self.notes),
@@ -212,7 +212,7 @@ def _start(
         quantizer=quantizer,
         bits=bits,
         prior=static_prior(config.prior, config.quantizer, bits),
-        positions=tuple(round(float(p), 4) for p in np.linspace(0.02, stages, QUALITIES)),
+        points=tuple(point_at(config.quantizer, float(p)) for p in np.linspace(0.02, stages, QUALITIES)),
         phases=phases,
         done=["start"],
         notes={"pictures": len(photos.train)},
@@ -249,7 +249,7 @@ def _from_model(
         quantizer=model.quantizer,
         bits=static_bits(latents, model.quantizer),
         prior=model.prior,
-        positions=model.config.positions,
+        points=model.config.points,
         phases=phases,
         done=[],
         notes={"pictures": len(photos.train), "init": f"{model.code_id:08x}"},
@@ -279,7 +279,7 @@ def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[
             ),
             bits=state["bits"],
             prior=prior.replace({k: v.numpy() for k, v in state["prior"].items()}),
-            positions=tuple(state["positions"]),
+            points=tuple(RatePoint(*point) for point in state["points"]),
             phases=tuple(state["phases"]),
             done=list(state["done"]),
             notes=json.loads(state["notes"]),
@@ -370,8 +370,8 @@ def _train_prior(
     recoded = _cache_indices(run, photos, True, np.random.default_rng([run.seed, PRIOR_ROUNDS]))
     run.prior = count_tables(run.prior, recoded)
     bottleneck = VectorBottleneck(run.quantizer, run.prior)
-    centre = [_centre(photo, _CALIBRATION_SIDE) for photo in photos.validation[:16]]
-    run.positions = calibrate_positions(bottleneck, [_latent(run, p) for p in centre])
+    centre = [_centre(photo, _CALIBRATION_SIDE) for photo in photos.validation]
+    run.points = calibrate_points(bottleneck, [_latent(run, p) for p in centre])
     run.notes["prior_steps"] = trainer.steps_done
 
 
@@ -381,15 +381,16 @@ def _cache_indices(
     """Every training photo coded at a random rate, by the prior or by static code lengths."""
     bottleneck = VectorBottleneck(run.quantizer, run.prior)
     coded = []
-    stages = run.config.quantizer.stages
+    config = run.config.quantizer
     for number, photo in enumerate(photos.train):
         latent = _latent(run, _cut(photo, _CACHE_SIDE, random))
         # The first is always complete, so that every stage has something to learn from.
-        position = _training_position(stages, random) if number else float(stages)
+        position = _training_position(config.stages, random) if number else float(config.stages)
+        point = point_at(config, position)
         if conditional:
-            coded.append(encode_conditional(bottleneck, latent, position))
+            coded.append(encode_conditional(bottleneck, latent, point))
         else:
-            coded.append(encode_static(run.quantizer, run.bits, latent, position))
+            coded.append(encode_static(run.quantizer, run.bits, latent, point))
     return coded
 
 

@@ -1,7 +1,7 @@
 """Gradient training of the synthesis on the latents that the quantiser really gives.
 
 The analysis and the codebooks stay as they are; every crop of a batch is quantised at its own
-random rate position, so one network learns all rates. The loss of a crop is its squared error
+random place of the rate axis, so one network learns all rates. The loss of a crop is its squared error
 divided by that of the linear path alone, so that easy and hard crops, low and high rates weigh
 alike, as they do in a mean of PSNRs.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqcodec.errors import VqcError
-from vqcodec.quantizer import ResidualQuantizer, bucket_at, price_at, stage_at, to_latent
+from vqcodec.quantizer import RatePoint, ResidualQuantizer, point_at, stage_price, to_latent
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.photos import random_crops
 from vqcodec.train.settings import TrainConfig
@@ -63,10 +63,9 @@ class SynthesisTrainer:
             group["lr"] = rate * warmup
         crops = random_crops(photos, config.batch, config.crop, self.random)
         positions = (1 - self.random.random(config.batch)) * config.quantizer.stages
+        points = [point_at(config.quantizer, p) for p in positions.tolist()]
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
-        latent, buckets = quantise_crops(
-            self.analysis, self.quantizer, self.bits, crops, positions.tolist()
-        )
+        latent, buckets = quantise_crops(self.analysis, self.quantizer, self.bits, crops, points)
         with torch.no_grad():
             linear = self.synthesis.linear(latent) + PIXEL_MEAN
             reference = (linear - crops).square().mean((1, 2, 3)) + _ERROR_FLOOR
@@ -108,8 +107,9 @@ class SynthesisTrainer:
             pixels = crop.permute(2, 0, 1)[None].float().to(self.device)
             for stage in range(stages):
                 spent: list[float] = []
+                complete = point_at(self.config.quantizer, stage + 1.0)
                 latent, bucket = quantise_crops(
-                    self.analysis, self.quantizer, self.bits, pixels, [stage + 1.0], spent
+                    self.analysis, self.quantizer, self.bits, pixels, [complete], spent
                 )
                 with torch.no_grad():
                     picture = network(latent, bucket).clamp(0, 255).round()
@@ -154,10 +154,10 @@ def quantise_crops(
     quantizer: ResidualQuantizer,
     bits: Tensor,
     crops: Tensor,
-    positions: list[float],
+    points: list[RatePoint],
     spent: list[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decoded latents (N, C, h, w) and buckets (N,) of crops, each at its own rate position.
+    """Decoded latents (N, C, h, w) and buckets (N,) of crops, each at its own point of the rate axis.
 
     `spent`, if given, receives the bits of each crop by the static code lengths.
     """
@@ -167,11 +167,11 @@ def quantise_crops(
     area = height * width
     target = latent.permute(0, 2, 3, 1).reshape(count, area, channels).cpu()
     decoded = torch.zeros_like(target)
-    last = [stage_at(config, p) for p in positions]
+    last = [point.last_stage for point in points]
     cost = torch.zeros(count)
     for stage in range(max(last) + 1):
         active = [n for n in range(count) if last[n] >= stage]
-        prices = torch.tensor([price_at(config, positions[n], stage) for n in active])
+        prices = torch.tensor([stage_price(config, points[n], stage) for n in active])
         bias = prices[None, :, None] * bits[stage][:, None, :]
         table = torch.arange(len(active), dtype=torch.int32).repeat_interleave(area)
         residual = (target[active] - decoded[active]).reshape(-1, channels)
@@ -181,6 +181,6 @@ def quantise_crops(
         cost[active] += lengths
     if spent is not None:
         spent.extend(cost.tolist())
-    buckets = torch.tensor([bucket_at(config, p) for p in positions], device=crops.device)
+    buckets = torch.tensor([point.bucket for point in points], device=crops.device)
     result = decoded.reshape(count, height, width, channels).permute(0, 3, 1, 2)
     return result.to(crops.device), buckets
