@@ -17,6 +17,9 @@ from vqcodec.quantizer import LEVELS, RatePoint, price_in
 
 # Places at which a bucket is measured, in buckets from its middle.
 _OFFSETS = (-1.0, 0.0, 1.0)
+# Where a new stage sets in, the change of rate differs from picture to picture by a few per cent.
+# This much is added to the step (in logarithm of the bytes), so that it stays a step upwards.
+_STAGE_MARGIN = 0.03
 
 
 def calibrate_points(bottleneck: VectorBottleneck, latents: Sequence[Tensor]) -> tuple[RatePoint, ...]:
@@ -39,16 +42,26 @@ def calibrate_points(bottleneck: VectorBottleneck, latents: Sequence[Tensor]) ->
             )
     lowest_rate = float(np.interp(-0.5, _OFFSETS, spent[0]))
     highest_rate = float(np.interp(0.5, _OFFSETS, spent[-1]))
-    points = []
-    bucket = 1
-    for target in np.linspace(lowest_rate, highest_rate, QUALITIES):
-        # A bucket's place of a rate: 0 is its middle, beyond 1 it was not measured.
-        places = [_crossing(spent[number], target) for number in range(count)]
-        bucket += int(np.argmin(np.abs(places[bucket - 1 :])))
-        place = float(np.clip(places[bucket - 1], _OFFSETS[0], _OFFSETS[-1]))
+    spacing = (highest_rate - lowest_rate - (config.stages - 1) * _STAGE_MARGIN) / (QUALITIES - 1)
+    points: list[RatePoint] = []
+    bucket, target = 1, lowest_rate
+    for _ in range(QUALITIES):
+        chosen = _best_bucket(spent, target, bucket)
+        if (chosen - 1) // LEVELS > (bucket - 1) // LEVELS:
+            target += _STAGE_MARGIN
+            chosen = _best_bucket(spent, target, chosen)
+        bucket = chosen
+        place = float(np.clip(_crossing(spent[bucket - 1], target), _OFFSETS[0], _OFFSETS[-1]))
         price = float(np.exp(np.interp(place, _OFFSETS, prices[bucket - 1])))
         points.append(RatePoint(bucket, round(price, 3)))
+        target = min(target + spacing, highest_rate)
     return tuple(points)
+
+
+def _best_bucket(spent: np.ndarray, target: float, lowest: int) -> int:
+    """The bucket, `lowest` or above, in whose middle a rate lies."""
+    places = [abs(_crossing(curve, target)) for curve in spent[lowest - 1 :]]
+    return lowest + int(np.argmin(places))
 
 
 def _crossing(spent: np.ndarray, target: float) -> float:
