@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from vqcodec.bottleneck import SymbolPlane
 from vqcodec.container import (
@@ -39,6 +40,10 @@ DEFAULT_MAX_PIXELS = 100_000_000
 # out of reach of its artificial borders (the default network sees about 130 pixels far).
 _BLOCK = 96
 _OVERLAP = 12
+# Smaller grids of latents than this a side are continued to the right and below.
+_SMALLEST = 8
+# A picture of one pixel takes at most this much.
+PIXEL_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -124,14 +129,23 @@ class Codec:
         )
         streams = bottleneck.write(planes)
         sections = [stage_section(stage, pack_tiles(s)) for stage, s in sorted(streams.items())]
-        return write_container(header, sections), planes
+        data = write_container(header, sections)
+        # A single pixel in a saturated colour would take a few bytes more, for a refinement that
+        # hardly shows: its last stages go.
+        while height == width == 1 and len(data) > PIXEL_BYTES:
+            planes = planes[: sections.pop().stage]
+            data = write_container(header, sections)
+        return data, planes
 
     @torch.inference_mode()
     def _synthesise(self, latent: Tensor, bucket: int, height: int, width: int) -> NDArray[np.uint8]:
         """Pixels uint8 (height, width, 3), block by block: the network's memory is that of a block."""
         pixels = np.empty((height, width, 3), np.uint8)
         rate = torch.tensor([bucket], device=self.device)
-        _, rows, columns = latent.shape
+        # The network knows borders, but has not learnt from pictures that are hardly more than that.
+        short = [max(0, _SMALLEST - side) for side in latent.shape[1:]]
+        latent = F.pad(latent[None], (0, short[1], 0, short[0]), mode="replicate")[0]
+        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         for top in range(0, rows, _BLOCK):
             for left in range(0, columns, _BLOCK):
                 y0, x0 = max(0, top - _OVERLAP), max(0, left - _OVERLAP)

@@ -193,8 +193,9 @@ def _start(
     )
     vectors = sample_patches(photos.train, config.codebook_vectors, random)
     latents = vectors @ weight.reshape(channels, -1).T
+    reach = PIXEL_MEAN * weight.flatten(1).abs().sum(1)
     quantizer, bits = fit_codebooks(
-        latents, config.quantizer, iterations=config.codebook_iterations, random=random
+        latents, config.quantizer, reach, iterations=config.codebook_iterations, random=random
     )
     analysis, synthesis = Analysis(config.transform), Synthesis(config.transform)
     analysis.linear.weight.data.copy_(weight)

@@ -21,6 +21,9 @@ from vqcodec_kernels import codebook_stats, nearest_codeword
 
 logger = logging.getLogger(__name__)
 
+# Static code length from which a codeword counts as unused: no vector in a hundred thousand.
+UNUSED_BITS = 20.0
+
 
 def sample_patches(photos: list[NDArray[np.uint8]], count: int, random: np.random.Generator) -> Tensor:
     """About `count` 16x16 patches, centred, float32 (N, 768) in the order of a conv weight."""
@@ -44,12 +47,13 @@ def principal_components(patches: Tensor, channels: int) -> tuple[Tensor, Tensor
 def fit_codebooks(
     latents: Tensor,
     config: QuantizerConfig,
+    reach: Tensor,
     *,
     iterations: int = 24,
     random: np.random.Generator,
     progress: Callable[[str], None] = logger.info,
 ) -> tuple[ResidualQuantizer, Tensor]:
-    """Codebooks and static code lengths for latents (N, C).
+    """Codebooks and static code lengths for latents (N, C) that pixels can drive up to +-reach (C,).
 
     Returns the quantiser and bits float32 (S, G, K): the empirical code length of each codeword.
     """
@@ -66,6 +70,8 @@ def fit_codebooks(
             stage_books.append((book * SCALE).round().clamp(-32768, 32767).short().numpy())
             bits[stage, rows : rows + count] = lengths
             rows, first = rows + count, channels.stop
+        if stage == 0:
+            spread_unused(stage_books, bits[0], config, reach)
         books.append(stage_books)
         quantizer = ResidualQuantizer(config, books)
         bias = config.mu[stage] * bits[stage, :, None]
@@ -76,6 +82,26 @@ def fit_codebooks(
         error = residual.square().sum(1).mean() / (3 * STRIDE**2)
         progress(f"stage {stage}: {spent:.3f} bpp, squared error {error:.1f} inside the latent")
     return quantizer, bits
+
+
+def spread_unused(
+    books: list[NDArray[np.int16]], bits: Tensor, config: QuantizerConfig, reach: Tensor
+) -> None:
+    """Spreads the scalar codewords that training never used over all that pixels can give.
+
+    Photographs hold few saturated colours, so what Lloyd's algorithm leaves would cut them off.
+    books: the first stage's, changed in place; bits (G, K); reach (C,).
+    """
+    group = 0
+    for book, (count, dim) in zip(books, config.blocks, strict=True):
+        for inside in range(count if dim == 1 else 0):
+            # Scalar groups come first, so a group's number is its channel's.
+            unused = torch.nonzero(bits[group + inside] > UNUSED_BITS).flatten().numpy()
+            unused = unused[unused > 0]
+            limit = float(reach[group + inside]) * SCALE
+            places = np.linspace(-limit, limit, len(unused)).round().clip(-32768, 32767)
+            book[inside, unused, 0] = places.astype(np.int16)
+        group += count
 
 
 def static_bits(latents: Tensor, quantizer: ResidualQuantizer, *, iterations: int = 6) -> Tensor:
