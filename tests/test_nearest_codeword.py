@@ -8,9 +8,6 @@ every intermediate value is exact, `assert_equal_to_brute_force` wants the very 
 
 import hashlib
 import importlib
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from isa_probes import ISAS, assert_probe, run_probes
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -436,34 +434,14 @@ def probe(backend: Backend = "native") -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def probes() -> dict[str, tuple[str, str]]:
-    """What `probe` prints to each stream where VQCODEC_ISA is set; the processes run together."""
-    code = (
-        "import json, runpy, sys, vqcodec_kernels\n"
-        "probe = runpy.run_path(sys.argv[1])['probe']\n"
-        "print(json.dumps([vqcodec_kernels.native_isa(), probe()]))\n"
-    )
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    running = {
-        isa: subprocess.Popen(
-            [sys.executable, "-c", code, __file__],
-            env=os.environ | {"VQCODEC_ISA": isa, "VQCODEC_NATIVE": "1", "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for isa in ("portable", "avx2", "avx512", "nonsense")
-    }
-    return {isa: process.communicate() for isa, process in running.items()}
+    """What `probe` prints under each instruction set."""
+    return run_probes(__file__, (*ISAS, "nonsense"))
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_instruction_sets_agree(isa: str, probes: dict[str, tuple[str, str]]) -> None:
-    output, errors = probes[isa]
-    if isa != "portable" and f"RuntimeError: VQCODEC_ISA={isa}" in errors:
-        pytest.skip(f"this machine lacks {isa}")
-    assert output, errors
-    assert json.loads(output) == [isa, probe()]
+    assert_probe(isa, probes[isa], probe())
 
 
 @needs_native
