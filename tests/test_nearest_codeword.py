@@ -1,15 +1,15 @@
-"""Tests of vqcodec_kernels.nearest_codeword and codebook_stats against brute force in float64.
+"""Tests of vqcodec_kernels.nearest_codeword against brute force in extended precision.
 
-A kernel may take either of two codewords whose costs its own rounding cannot tell apart, and only
-those: `assert_nearest` bounds that rounding from the formula (squares of differences, one sum, one
-bias), without a term for the size of the data, so an expanded square fails on offset data. Where
-every intermediate value is exact, `assert_equal_to_brute_force` wants the very index.
+`assert_nearest` holds every backend to the contract of precision "exact": the cost of the index
+returned is above the least cost by at most D * 2^-50 of distance + |bias|, without a term for the
+size of the data, so an expanded square or a cost in float32 fails. Where every intermediate value
+is exact, `assert_equal_to_brute_force` wants the very index.
 """
 
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from torch import Tensor
 from vqcodec_kernels import (
     Nearest,
     _extension,
-    codebook_stats,
     native_isa,
     nearest_codeword,
 )
@@ -30,12 +29,11 @@ from vqcodec_kernels.nearest_codeword import Backend
 
 needs_native = pytest.mark.skipif(native_isa() is None, reason="the native extension is not built")
 each_backend = pytest.mark.parametrize("backend", ["torch", pytest.param("native", marks=needs_native)])
-# Unit roundoff of the arithmetic of each backend.
-ROUNDOFF = {"native": 2.0**-24, "torch": 2.0**-53}
 # Enough for the native kernel to use several threads: it gives each at least 1024 of these.
 MANY, MANY_SIZE, MANY_DIM = 4099, 256, 4
 
-Floats = NDArray[np.float64]
+# 80 bits on x86, 64 of them of the significand.
+Floats = NDArray[np.longdouble]
 
 
 def randn(*shape: int, seed: int) -> Tensor:
@@ -56,11 +54,11 @@ def tables_for(groups: int, count: int, tables: int, seed: int) -> Tensor:
 def brute_force(
     x: Tensor, codebook: Tensor, bias: Tensor | None, table: Tensor | None
 ) -> tuple[Floats, Floats]:
-    """Cost (G, N, K), and dist + |bias|, which bounds its rounding; NaN costs are +inf."""
+    """Cost (G, N, K), and distance + |bias|, to which the contract is relative; NaN costs are +inf."""
     dim = x.shape[-1]
-    codewords = codebook.double().numpy().reshape(-1, *codebook.shape[-2:])
-    vectors = x.double().numpy().reshape(len(codewords), -1, dim)
-    cost = np.empty((*vectors.shape[:2], codewords.shape[1]))
+    codewords = codebook.double().numpy().reshape(-1, *codebook.shape[-2:]).astype(np.longdouble)
+    vectors = x.double().numpy().reshape(len(codewords), -1, dim).astype(np.longdouble)
+    cost = np.empty((*vectors.shape[:2], codewords.shape[1]), np.longdouble)
     size = np.empty_like(cost)
     for g in range(len(codewords)):
         squares = (vectors[g, :, None] - codewords[g]) ** 2
@@ -83,16 +81,25 @@ def assert_nearest(
     backend: Backend,
 ) -> Tensor:
     """Runs the search, checks it against brute force, and returns the indices."""
-    found = nearest_codeword(x, codebook, bias, bias_table=table, backend=backend, return_distance=True)
-    assert isinstance(found, Nearest)
+    found = nearest_codeword(
+        x,
+        codebook,
+        bias,
+        bias_table=table,
+        backend=backend,
+        return_distance=True,
+        return_stats=True,
+    )
+    assert isinstance(found, Nearest) and found.stats is not None
     assert found.index.dtype == torch.int64 and found.distance.dtype == torch.float32
     assert found.index.shape == found.distance.shape == x.shape[:-1]
+    assert found.stats.vectors == found.index.numel() >= int(found.stats.rescored) >= 0
     alone = nearest_codeword(x, codebook, bias, bias_table=table, backend=backend)
     assert isinstance(alone, Tensor) and torch.equal(alone, found.index)
 
     cost, size = brute_force(x, codebook, bias, table)
     index = found.index.numpy().reshape(cost.shape[:2])
-    distance = found.distance.double().numpy().reshape(cost.shape[:2])
+    distance = found.distance.numpy().reshape(cost.shape[:2]).astype(np.longdouble)
     assert ((0 <= index) & (index < cost.shape[2])).all()
     best = cost.argmin(-1)
 
@@ -101,13 +108,15 @@ def assert_nearest(
 
     finite = np.isfinite(at(cost, best))
     assert (index[~finite] == 0).all() and (distance[~finite] == np.inf).all()
-    roundoff = (x.shape[-1] + 4) * ROUNDOFF[backend]
     with np.errstate(invalid="ignore"):
         excess = at(cost, index) - at(cost, best)
-        slack = roundoff * (at(size, index) + at(size, best))
+        slack = x.shape[-1] * 2.0**-50 * at(size, index)
         error = np.abs(distance - at(cost, index))
-        allowed = roundoff * at(size, index) + 2.0**-24 * np.abs(at(cost, index))
-    assert (excess <= slack)[finite].all(), "a codeword that is farther than rounding explains"
+        # 2^-149: the spacing of the smallest numbers of float32.
+        allowed = slack + 2.0**-24 * np.abs(at(cost, index)) + 2.0**-149
+    assert (excess <= slack)[finite].all(), "a codeword that is not the nearest"
+    # The distance may be beyond float32 where the index is not.
+    error[(distance == np.inf) & (at(cost, index) > np.finfo(np.float32).max)] = 0
     assert (error <= allowed)[finite].all(), "a cost that is farther off than rounding explains"
     return found.index
 
@@ -182,6 +191,156 @@ def test_many_vectors_and_groups(backend: Backend) -> None:
     assert_nearest(x, codebook, randn(2, MANY_SIZE, seed=3), backend=backend)
     no_groups = nearest_codeword(x[:0], codebook[:0], backend=backend)
     assert isinstance(no_groups, Tensor) and no_groups.shape == (0, MANY)
+
+
+@each_backend
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-19, 1e19, 1e25])
+def test_squares_beyond_the_range_of_float32(backend: Backend, scale: float) -> None:
+    x, codebook = scale * randn(100, 5, seed=1), scale * randn(33, 5, seed=2)
+    assert_nearest(x, codebook, backend=backend)
+    codebook[7] = 3
+    assert_nearest(x, codebook, backend=backend)
+
+
+@each_backend
+@pytest.mark.parametrize("dim", [1, 2, 4, 7, 8, 64, 65, 200])
+def test_gaps_of_one_bit(backend: Backend, dim: int) -> None:
+    # Codewords that differ in the last bit of one component: in float32 scores they are the same.
+    x = randn(200, dim, seed=1)
+    codebook = randn(1, dim, seed=2).expand(40, dim).contiguous()
+    pick = torch.randint(0, dim, (40,), generator=torch.Generator().manual_seed(3))
+    rows = torch.arange(40)
+    codebook[rows, pick] = torch.nextafter(codebook[rows, pick], torch.tensor(torch.inf))
+    codebook[rows[::2], pick[::2]] *= 1 + 2.0**-20
+    # Others move the mean away from them, so that the difference does not survive its subtraction.
+    codebook = torch.cat([codebook, randn(40, dim, seed=4) + 30])
+    found = assert_nearest(x, codebook, backend=backend)
+    if backend == "native":
+        fast = nearest_codeword(x, codebook, precision="fast", backend=backend)
+        assert not torch.equal(fast, found), "data that is too easy to show anything"
+
+
+@each_backend
+@pytest.mark.parametrize("dim", [1, 3, 4, 64])
+def test_vectors_halfway_between_codewords(backend: Backend, dim: int) -> None:
+    codebook = randn(60, dim, seed=1)
+    pairs = torch.randint(0, 60, (2, 300), generator=torch.Generator().manual_seed(2))
+    x = (codebook[pairs[0]] + codebook[pairs[1]]) / 2
+    assert_nearest(x, codebook, backend=backend)
+    # Exactly halfway: whole numbers with even sums.
+    whole = integers(60, dim, seed=3) * 2
+    assert_equal_to_brute_force((whole[pairs[0]] + whole[pairs[1]]) / 2, whole, backend=backend)
+
+
+@each_backend
+def test_outlying_codewords_and_vectors(backend: Backend) -> None:
+    for far in (1e3, 1e8, 1e15, 1e30, 3e38):
+        x, codebook = randn(120, 6, seed=1), randn(50, 6, seed=2)
+        codebook[13] = far
+        assert_nearest(x, codebook, backend=backend)
+        x[::7] *= far / 4
+        assert_nearest(x, codebook, backend=backend)
+
+
+@each_backend
+@pytest.mark.parametrize("huge", [1e10, 1e29, 1e30, 1e35, 3e38])
+def test_huge_finite_biases(backend: Backend, huge: float) -> None:
+    bias = randn(41, seed=1)
+    bias[::3] += huge
+    assert_nearest(randn(100, 4, seed=2), randn(41, 4, seed=3), bias, backend=backend)
+    assert_nearest(randn(100, 4, seed=2), randn(41, 4, seed=3), -bias, backend=backend)
+    assert_nearest(randn(100, 4, seed=2), randn(41, 4, seed=3), bias.abs() + huge, backend=backend)
+
+
+@each_backend
+def test_minus_infinity_wins(backend: Backend) -> None:
+    bias = randn(41, seed=1)
+    bias[[17, 33]] = -torch.inf
+    found = nearest_codeword(
+        randn(9, 4, seed=2), randn(41, 4, seed=3), bias, backend=backend, return_distance=True
+    )
+    assert (found.index == 17).all() and (found.distance == -torch.inf).all()
+
+
+@each_backend
+@pytest.mark.parametrize("dim", [64, 129, 1024])
+def test_long_vectors(backend: Backend, dim: int) -> None:
+    x, codebook = randn(70, dim, seed=1), randn(90, dim, seed=2)
+    assert_nearest(x, codebook, randn(90, seed=3), backend=backend)
+    assert_nearest(x + 20, codebook + 20, backend=backend)
+    codebook[45:] = codebook[:45]
+    assert int(assert_nearest(x, codebook, backend=backend).max()) < 45
+
+
+@each_backend
+def test_large_codebook(backend: Backend) -> None:
+    # More than one part of the codebook, of which the first pass keeps one in the cache.
+    x, codebook = randn(33, 16, seed=1), randn(20_000, 16, seed=2)
+    codebook[10_000:10_010] = codebook[:10]
+    index = assert_nearest(torch.cat([x, codebook[10_000:10_010]]), codebook, backend=backend)
+    assert index[33:].tolist() == list(range(10))
+
+
+@needs_native
+def test_few_vectors_are_rescored() -> None:
+    for offset in (0, 20):
+        x, codebook = randn(4000, 64, seed=1) + offset, randn(1024, 64, seed=2) + offset
+        found = nearest_codeword(x, codebook, backend="native", return_stats=True)
+        assert isinstance(found, Nearest) and found.stats is not None
+        assert 0 <= int(found.stats.rescored) < 20
+
+
+@each_backend
+def test_fast_is_right_where_it_is_easy(backend: Backend) -> None:
+    x, codebook = randn(2, 300, 12, seed=1), randn(2, 100, 12, seed=2)
+    bias, table = randn(2, 5, 100, seed=3), tables_for(2, 300, 5, seed=4)
+    x[0, 3] = torch.nan
+    exact = nearest_codeword(x, codebook, bias, bias_table=table, backend=backend)
+    fast = nearest_codeword(
+        x,
+        codebook,
+        bias,
+        bias_table=table,
+        precision="fast",
+        backend=backend,
+        return_distance=True,
+        return_stats=True,
+    )
+    assert torch.equal(fast.index, exact) and int(fast.stats.rescored) == 0
+    distance = nearest_codeword(
+        x, codebook, bias, bias_table=table, backend=backend, return_distance=True
+    ).distance
+    assert torch.equal(fast.distance, distance)
+
+
+# --- NumPy ---------------------------------------------------------------------------------
+
+
+@each_backend
+def test_numpy_in_numpy_out(backend: Backend) -> None:
+    x, codebook = randn(2, 40, 4, seed=1), randn(2, 20, 4, seed=2)
+    bias, table = randn(2, 5, 20, seed=3), tables_for(2, 40, 5, seed=4)
+    expected = nearest_codeword(
+        x, codebook, bias, bias_table=table, backend=backend, return_distance=True
+    )
+    arrays = x.numpy(), codebook.numpy(), bias.numpy()
+    index = nearest_codeword(*arrays, bias_table=table.numpy(), backend=backend)
+    assert isinstance(index, np.ndarray) and index.dtype == np.int64
+    np.testing.assert_array_equal(index, expected.index.numpy())
+    found = nearest_codeword(
+        *arrays, bias_table=table.numpy(), backend=backend, return_distance=True, return_stats=True
+    )
+    assert isinstance(found.distance, np.ndarray) and found.stats.vectors == 80
+    np.testing.assert_array_equal(found.distance, expected.distance.numpy())
+    # Reversed, read-only and in double precision: what NumPy users have.
+    reversed_x = arrays[0][:, ::-1]
+    reversed_x.flags.writeable = False
+    np.testing.assert_array_equal(
+        nearest_codeword(reversed_x, arrays[1], backend=backend),
+        nearest_codeword(x.flip(1), codebook, backend=backend).numpy(),
+    )
+    doubles = nearest_codeword(arrays[0].astype(float), arrays[1].astype(float))
+    np.testing.assert_array_equal(doubles, nearest_codeword(x, codebook, backend="torch").numpy())
 
 
 # --- ties ----------------------------------------------------------------------------------
@@ -314,10 +473,13 @@ def test_infinite_vectors_get_index_zero(backend: Backend) -> None:
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes(backend: Backend, dtype: torch.dtype) -> None:
+    if dtype == torch.float64 and backend == "native":
+        with pytest.raises(TypeError, match="does not take torch.float64"):
+            nearest_codeword(torch.zeros(3, 4).double(), torch.zeros(5, 4).double(), backend=backend)
+        backend = "auto"
     for offset in (0, 20):
-        # Made in float32, so that float64 inputs are values that the native kernel can hold.
-        x = (randn(2, 200, 4, seed=1) + offset).to(dtype)
-        codebook = (randn(2, 100, 4, seed=2) + offset).to(dtype)
+        x = (randn(2, 200, 4, seed=1).double() + offset).to(dtype)
+        codebook = (randn(2, 100, 4, seed=2).double() + offset).to(dtype)
         assert_nearest(x, codebook, backend=backend)
         for bias in (randn(2, 100, seed=3), randn(2, 100, seed=3).to(dtype)):
             assert_nearest(x, codebook, bias, backend=backend)
@@ -402,15 +564,14 @@ def test_thread_counts_agree(backend: Backend) -> None:
 
 @needs_native
 def test_auto_is_native_on_the_cpu() -> None:
-    # Costs differ in their last bits between the two, which tells them apart.
-    arguments = randn(1000, 8, seed=1), randn(50, 8, seed=2)
-    distance = {}
+    # The reference has no first pass that could leave a vector undecided: that tells them apart.
+    arguments = randn(100, 8, seed=1), torch.zeros(50, 8)
+    rescored = {}
     for backend in ("auto", "native", "torch"):
-        found = nearest_codeword(*arguments, backend=backend, return_distance=True)
-        assert isinstance(found, Nearest)
-        distance[backend] = found.distance
-    assert torch.equal(distance["auto"], distance["native"])
-    assert not torch.equal(distance["auto"], distance["torch"])
+        found = nearest_codeword(*arguments, backend=backend, return_stats=True)
+        assert isinstance(found, Nearest) and found.stats is not None
+        rescored[backend] = int(found.stats.rescored)
+    assert rescored == {"auto": 100, "native": 100, "torch": 0}
 
 
 def probe(backend: Backend = "native") -> dict[str, str]:
@@ -514,8 +675,13 @@ ERRORS: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("x complex", TypeError, "x must be floating", {"x": X.to(torch.complex64)}),
     ("codebook integer", TypeError, "codebook must be floating", {"codebook": CODES.int()}),
     ("bias integer", TypeError, "bias must be floating", {"bias": TABLES[:, 0].int()}),
+    ("x 8-bit", TypeError, "x must be floating", {"x": X.to(torch.float8_e4m3fn)}),
     ("mixed dtypes", TypeError, "must agree", {"x": X.half()}),
-    ("x array", TypeError, "x must be a torch.Tensor", {"x": X.numpy()}),
+    ("bias of another dtype", TypeError, "bias must be torch.float32", {"bias": TABLES[:, 0].half()}),
+    ("precision", ValueError, "got 'exactly'", {"precision": "exactly"}),
+    ("x array", TypeError, "codebook is not: Tensor", {"x": X.numpy()}),
+    ("codebook array", TypeError, "codebook must be a torch.Tensor", {"codebook": CODES.numpy()}),
+    ("x strings", TypeError, "x has dtype <U1", {"x": np.array([["a"]]), "codebook": CODES[0].numpy()}),
     ("x None", TypeError, "x must be a torch.Tensor", {"x": None}),
     ("codebook list", TypeError, "codebook must be a torch.Tensor", {"codebook": [[0.0]]}),
     ("bias float", TypeError, "bias must be a torch.Tensor", {"bias": 1.0}),
@@ -557,59 +723,3 @@ def test_backend_errors() -> None:
         nearest_codeword(X, CODES, backend="gpu")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="backend='torch'"):
         nearest_codeword(X.to("meta"), CODES.to("meta"), backend="native")
-
-
-# --- codebook_stats ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 500, 4, 17), (2, 300, 1, 256), (2, 0, 3, 5)])
-def test_codebook_stats(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    groups, count, dim, size = shape
-    # Whole numbers, so that sums in float64 are exact in any order; half of them would not be
-    # in a 16-bit sum.
-    x = integers(groups, count, dim, seed=1, low=-100, high=101).to(dtype)
-    index = tables_for(groups, count, size, seed=2)
-    counts, sums = codebook_stats(x, index, size)
-    assert counts.dtype == sums.dtype == torch.float64
-    expected_counts, expected_sums = np.zeros((groups, size)), np.zeros((groups, size, dim))
-    for g in range(groups):
-        np.add.at(expected_counts[g], index[g].numpy(), 1)
-        np.add.at(expected_sums[g], index[g].numpy(), x[g].double().numpy())
-    np.testing.assert_array_equal(counts.numpy(), expected_counts)
-    np.testing.assert_array_equal(sums.numpy(), expected_sums)
-
-
-def test_codebook_stats_forms() -> None:
-    x, index = integers(2, 40, 3, seed=1), tables_for(2, 40, 5, seed=2)
-    counts, sums = codebook_stats(x, index, 5)
-    scattered = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)
-    for other in (
-        codebook_stats(scattered, index.T.contiguous().T, 5),
-        codebook_stats(x, index.int(), 5),
-        codebook_stats(x.clone().requires_grad_(), index, 5),
-    ):
-        assert torch.equal(other[0], counts) and torch.equal(other[1], sums)
-        assert not other[1].requires_grad
-    one, same = codebook_stats(x[:1, :1].expand(2, 40, 3), index[:1, :1].expand(2, 40), 5)
-    assert one[:, index[0, 0]].tolist() == [40, 40] and one.sum() == 80
-    assert torch.equal(same.sum(1), 40 * x[:1, 0].double().expand(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [
-        pytest.param(lambda: codebook_stats(X, TABLE[:, :4], 3), ValueError, id="count"),
-        pytest.param(lambda: codebook_stats(X[0], TABLE[0], 3), ValueError, id="2-D"),
-        pytest.param(lambda: codebook_stats(X, filled(3), 3), ValueError, id="index K"),
-        # Without a check, the vector would be counted for the group before.
-        pytest.param(lambda: codebook_stats(X, filled(-1), 3), ValueError, id="index -1"),
-        pytest.param(lambda: codebook_stats(X, TABLE, 0), ValueError, id="K=0"),
-        pytest.param(lambda: codebook_stats(X[:, :0], TABLE[:, :0], 0), ValueError, id="N=K=0"),
-        pytest.param(lambda: codebook_stats(X, TABLE.float(), 3), TypeError, id="float index"),
-        pytest.param(lambda: codebook_stats(X.long(), TABLE, 3), TypeError, id="integer x"),
-    ],
-)
-def test_codebook_stats_errors(call: Callable[[], object], error: type[Exception]) -> None:
-    with pytest.raises(error):
-        call()

@@ -1,7 +1,9 @@
 // Table of the native kernels. Each instruction set's translation unit fills one;
-// isa.cpp picks the one to run. All integer kernels are exact, so every table gives equal results.
+// isa.cpp picks the one to run. Every table gives equal results.
 #pragma once
 #include <cstdint>
+
+#include "nearest_codeword.h"
 
 namespace vqcodec {
 
@@ -11,13 +13,7 @@ struct Requantise {
   int shift;                  // 1..62
 };
 
-struct KernelTable {
-  // index[n] = argmin_k sum_d (x[n][d] - codebook[d][k])^2 + bias[table[n]][k], lowest k on ties.
-  // x: (n, d); codebook_t: (d, k_padded) transposed; bias: (tables, k_padded), padded with +inf;
-  // table: (n) or null for row 0.
-  void (*nearest)(const float* x, int64_t n, int d, const float* codebook_t, const float* bias,
-                  const int32_t* table, int k_padded, int64_t* index, float* distance);
-
+struct LayerKernels {
   // y[n][o] = requantise(bias[o] + sum_i x[n][i] * weight[o][i]), 0 <= x <= 255, |weight| <= 127.
   // Rows of x and y are x_stride and y_stride bytes apart; packed: weight packed by pack_weight.
   void (*linear)(const uint8_t* x, int64_t x_stride, int64_t n, int inputs, const int8_t* packed,
@@ -33,8 +29,24 @@ struct KernelTable {
   void (*window)(const uint8_t* map, int width, int channels, int y, int x, int y0, int y1, int x0,
                  int x1, int radius, const int8_t* taps, const int32_t* bias,
                  const Requantise& requantise, uint8_t* out);
+};
 
-  int lanes;  // float lanes; codebooks are padded to a multiple of this
+// The steps of a search; nearest_codeword.h has the layouts.
+struct SearchKernels {
+  // Writes the mean of dimensions [first, last).
+  void (*find_mean)(const Codebook& book, int64_t first, int64_t last);
+  // Packs blocks [first, last); the mean must be there.
+  Extent (*pack_blocks)(const Codebook& book, int64_t first, int64_t last);
+  // Bytes of scratch memory, aligned to 64, for one call of `search`.
+  int64_t (*workspace_bytes)(int64_t dim, int64_t tables);
+  // Searches for vectors [begin, end) of a group.
+  void (*search)(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, bool exact,
+                 char* workspace, Result* result);
+};
+
+struct KernelTable {
+  LayerKernels layers;
+  SearchKernels search;
 };
 
 const KernelTable* portable_kernels();

@@ -3,11 +3,21 @@
 #define VQCODEC_DOT_U8S8 1
 #include <immintrin.h>
 
-#include <cstdint>
-#include <cstring>
+#include "lanes_impl.h"
 
 namespace vqcodec {
 namespace {
+
+constexpr int kRows = 3, kCodes = 4;
+constexpr int kRoundings = 1;
+
+inline VecF subtract_product(VecF sum, VecF a, VecF b) { return _mm256_fnmadd_ps(a, b, sum); }
+inline VecF minimum(VecF a, VecF b) { return _mm256_min_ps(a, b); }
+inline VecF maximum(VecF a, VecF b) { return _mm256_max_ps(a, b); }
+
+inline unsigned lanes_at_most(Vec8 values, float limit) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(limit), _CMP_LE_OQ));
+}
 
 inline void dot_block(const uint8_t* x, int quads, const int8_t* packed, int32_t* acc) {
   // Each 64-byte quad holds 16 outputs x 4 inputs; 16 bytes of it are 4 outputs.
@@ -33,8 +43,12 @@ inline void dot_block(const uint8_t* x, int quads, const int8_t* packed, int32_t
 }  // namespace
 }  // namespace vqcodec
 
-#include "kernels_impl.h"
+#include "integer_layers_impl.h"
+#include "nearest_codeword_impl.h"
 
 namespace vqcodec {
-const KernelTable* avx2_kernels() { return &kTable; }
+const KernelTable* avx2_kernels() {
+  static const KernelTable table = {kLayerKernels, kSearchKernels};
+  return &table;
+}
 }  // namespace vqcodec

@@ -3,15 +3,18 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <nanobind/stl/optional.h>
+
 #include <algorithm>
-#include <cstring>
-#include <limits>
+#include <atomic>
+#include <mutex>
+#include <new>
+#include <optional>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "kernels.h"
+#include "parallel.h"
 
 namespace nb = nanobind;
 
@@ -26,86 +29,90 @@ void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-// Calls work(begin, end) over [0, n) on up to `threads` threads; `grain` rows are worth a thread.
-template <typename Work>
-void parallel_for(int64_t n, int64_t grain, int threads, const Work& work) {
-  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(threads, n / std::max<int64_t>(1, grain)));
-  if (wanted == 1) {
-    work(int64_t{0}, n);
-    return;
-  }
-  std::vector<std::thread> pool;
-  pool.reserve(wanted - 1);
-  int64_t share = 1;
-  try {
-    for (; share < wanted; ++share)
-      pool.emplace_back([&work, n, share, wanted] {
-        work(n * share / wanted, n * (share + 1) / wanted);
-      });
-  } catch (const std::system_error&) {
-    // No further thread to be had: this one does the shares that are left.
-    work(n * share / wanted, n);
-  }
-  work(int64_t{0}, n / wanted);
-  for (auto& thread : pool) thread.join();
+vqcodec::Scalar scalar_of(nb::dlpack::dtype type) {
+  const auto is = [type](nb::dlpack::dtype_code code, int bits) {
+    return type.code == static_cast<uint8_t>(code) && type.bits == bits && type.lanes == 1;
+  };
+  if (is(nb::dlpack::dtype_code::Float, 32)) return vqcodec::Scalar::kFloat32;
+  if (is(nb::dlpack::dtype_code::Float, 16)) return vqcodec::Scalar::kFloat16;
+  require(is(nb::dlpack::dtype_code::Bfloat, 16), "x must be float32, float16 or bfloat16");
+  return vqcodec::Scalar::kBfloat16;
 }
 
-void nearest(In<float, 3> x, In<float, 3> codebook, In<float, 3> bias,
-             nb::object table_object, Out<int64_t, 2> index, nb::object distance_object,
-             int threads) {
-  const int64_t groups = x.shape(0), n = x.shape(1), d = x.shape(2);
-  const int64_t k = codebook.shape(1), tables = bias.shape(1);
-  require(static_cast<int64_t>(codebook.shape(0)) == groups && static_cast<int64_t>(codebook.shape(2)) == d,
-          "codebook does not match x");
-  require(static_cast<int64_t>(bias.shape(0)) == groups && static_cast<int64_t>(bias.shape(2)) == k && tables >= 1,
-          "bias does not match codebook");
-  require(static_cast<int64_t>(index.shape(0)) == groups && static_cast<int64_t>(index.shape(1)) == n,
-          "index does not match x");
-  require(k >= 1 && k < (1 << 30) && d >= 1, "empty codebook or dimension");
-  const int32_t* table = nullptr;
-  float* distance = nullptr;
-  In<int32_t, 2> table_array;
-  Out<float, 2> distance_array;
-  if (!table_object.is_none()) {
-    table_array = nb::cast<In<int32_t, 2>>(table_object);
-    require(static_cast<int64_t>(table_array.shape(0)) == groups && static_cast<int64_t>(table_array.shape(1)) == n,
-            "table does not match x");
-    table = table_array.data();
-    for (int64_t i = 0; i < groups * n; ++i)
-      require(table[i] >= 0 && table[i] < tables, "table index out of range");
-  }
-  if (!distance_object.is_none()) {
-    distance_array = nb::cast<Out<float, 2>>(distance_object);
-    require(static_cast<int64_t>(distance_array.shape(0)) == groups && static_cast<int64_t>(distance_array.shape(1)) == n,
-            "distance does not match x");
-    distance = distance_array.data();
-  }
-  const vqcodec::KernelTable* kernels = vqcodec::active_kernels();
-  const float* xs = x.data();
+template <typename T>
+struct Aligned {
+  explicit Aligned(int64_t count)
+      : data(static_cast<T*>(::operator new(sizeof(T) * std::max<int64_t>(1, count), std::align_val_t{64}))) {}
+  ~Aligned() { ::operator delete(data, std::align_val_t{64}); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  T* const data;
+};
+
+int64_t nearest_codeword(nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu> x, In<float, 3> codebook,
+                         std::optional<In<float, 3>> bias, std::optional<In<int32_t, 2>> table,
+                         bool exact, Out<int64_t, 2> index, std::optional<Out<float, 2>> distance,
+                         int threads) {
+  const int64_t groups = x.shape(0), n = x.shape(1), d = x.shape(2), k = codebook.shape(1);
+  const auto matches = [](const auto& array, int64_t a, int64_t b) {
+    return static_cast<int64_t>(array.shape(0)) == a && static_cast<int64_t>(array.shape(1)) == b;
+  };
+  require(matches(codebook, groups, k) && static_cast<int64_t>(codebook.shape(2)) == d, "codebook does not match x");
+  require(k >= 1 && k < (1 << 30) && d >= 1 && d < (1 << 20), "K must be 1 to 2^30, D 1 to 2^20");
+  require(!bias || (static_cast<int64_t>(bias->shape(0)) == groups && static_cast<int64_t>(bias->shape(2)) == k &&
+                    bias->shape(1) >= 1 && bias->shape(1) < (1 << 30)), "bias does not match codebook");
+  const int64_t tables = bias ? bias->shape(1) : 1;
+  require(!table || matches(*table, groups, n), "table does not match x");
+  require(matches(index, groups, n), "index does not match x");
+  require(!distance || matches(*distance, groups, n), "distance does not match x");
+  const int32_t* rows = table ? table->data() : nullptr;
+  for (int64_t i = 0; rows && i < groups * n; ++i)
+    require(rows[i] >= 0 && rows[i] < tables, "table index out of range");
+  if (groups == 0 || n == 0) return 0;
+
+  const vqcodec::SearchKernels& kernels = vqcodec::active_kernels()->search;
+  const vqcodec::Scalar type = scalar_of(x.dtype());
+  const char* values = static_cast<const char*>(x.data());
+  const int64_t item = type == vqcodec::Scalar::kFloat32 ? 4 : 2;
+  const int64_t group_stride = x.stride(0), row_stride = x.stride(1), dim_stride = x.stride(2);
   const float* codes = codebook.data();
-  const float* biases = bias.data();
+  const float* biases = bias ? bias->data() : nullptr;
   int64_t* indices = index.data();
+  float* distances = distance ? distance->data() : nullptr;
   nb::gil_scoped_release release;
-  const int64_t padded = (k + kernels->lanes - 1) / kernels->lanes * kernels->lanes;
-  std::vector<float> codes_t(static_cast<size_t>(padded) * d);
-  std::vector<float> biases_padded(static_cast<size_t>(padded) * tables);
-  for (int64_t g = 0; g < groups; ++g) {
-    std::fill(codes_t.begin(), codes_t.end(), 0.0f);
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < d; ++j) codes_t[j * padded + i] = codes[(g * k + i) * d + j];
-    for (int64_t t = 0; t < tables; ++t) {
-      float* row = biases_padded.data() + t * padded;
-      std::copy(biases + (g * tables + t) * k, biases + (g * tables + t + 1) * k, row);
-      std::fill(row + k, row + padded, std::numeric_limits<float>::infinity());
-    }
-    const int64_t grain = std::max<int64_t>(256, (int64_t{1} << 20) / (padded * d));
-    parallel_for(n, grain, threads, [&](int64_t begin, int64_t end) {
-      kernels->nearest(xs + (g * n + begin) * d, end - begin, static_cast<int>(d), codes_t.data(),
-                       biases_padded.data(), table ? table + g * n + begin : nullptr,
-                       static_cast<int>(padded), indices + g * n + begin,
-                       distance ? distance + g * n + begin : nullptr);
+
+  const int64_t blocks = (k + vqcodec::kBlock - 1) / vqcodec::kBlock, padded = blocks * vqcodec::kBlock;
+  const Aligned<float> packed(groups * padded * d), h(groups * tables * padded), mean(groups * d);
+  std::vector<vqcodec::Codebook> books(groups);
+  for (int64_t g = 0; g < groups; ++g)
+    books[g] = {codes + g * k * d, biases ? biases + g * tables * k : nullptr, k, d, tables,
+                mean.data + g * d, packed.data + g * padded * d, h.data + g * tables * padded, 0.0f, true};
+  // Work is shared out over groups and, within them, over dimensions, blocks and vectors.
+  const auto split = [groups, threads](int64_t count, int64_t cost, const auto& work) {
+    vqcodec::parallel_for(groups * count, 1 + (int64_t{1} << 18) / cost, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin / count; g * count < end; ++g)
+        work(g, std::max<int64_t>(0, begin - g * count), std::min(count, end - g * count));
     });
-  }
+  };
+  std::mutex mutex;
+  split(d, k, [&](int64_t g, int64_t first, int64_t last) { kernels.find_mean(books[g], first, last); });
+  split(blocks, vqcodec::kBlock * (d + tables), [&](int64_t g, int64_t first, int64_t last) {
+    const vqcodec::Extent extent = kernels.pack_blocks(books[g], first, last);
+    const std::lock_guard<std::mutex> lock(mutex);
+    // Rounded up, so that it is a bound.
+    books[g].radius = std::max(books[g].radius, static_cast<float>(extent.radius * (1 + 1e-6)));
+    books[g].in_range &= extent.in_range;
+  });
+  std::atomic<int64_t> rescored{0};
+  split(n, 1 + k * (d + 2) / 16, [&](int64_t g, int64_t first, int64_t last) {
+    const Aligned<char> workspace(kernels.workspace_bytes(d, tables));
+    vqcodec::Result result{indices + g * n, distances ? distances + g * n : nullptr, 0};
+    const vqcodec::Vectors vectors{values + g * group_stride * item, type, row_stride, dim_stride, d,
+                                   rows ? rows + g * n : nullptr};
+    kernels.search(vectors, books[g], first, last, exact, workspace.data, &result);
+    rescored += result.rescored;
+  });
+  return rescored;
 }
 
 std::vector<int8_t> pack_groups(const int8_t* weight, int64_t groups, int outputs, int inputs) {
@@ -140,9 +147,9 @@ void integer_linear(In<uint8_t, 3> x, In<int8_t, 3> weight, In<int32_t, 2> bias,
   nb::gil_scoped_release release;
   const auto packed = pack_groups(ws, groups, outputs, inputs);
   const int64_t size = packed.size() / std::max<int64_t>(1, groups);
-  parallel_for(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
+  vqcodec::parallel_for(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
     for (int64_t g = 0; g < groups; ++g)
-      kernels->linear(xs + (begin * groups + g) * inputs, groups * inputs, end - begin, inputs,
+      kernels->layers.linear(xs + (begin * groups + g) * inputs, groups * inputs, end - begin, inputs,
                       packed.data() + g * size, outputs, bs + g * outputs,
                       vqcodec::Requantise{ms + g * outputs, shift},
                       ys + (begin * groups + g) * outputs, groups * outputs);
@@ -164,9 +171,9 @@ void integer_argmax(In<uint8_t, 3> x, In<int8_t, 3> weight, In<int32_t, 2> bias,
   nb::gil_scoped_release release;
   const auto packed = pack_groups(ws, groups, outputs, inputs);
   const int64_t size = packed.size() / std::max<int64_t>(1, groups);
-  parallel_for(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
+  vqcodec::parallel_for(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
     for (int64_t g = 0; g < groups; ++g)
-      kernels->argmax(xs + (begin * groups + g) * inputs, groups * inputs, end - begin, inputs,
+      kernels->layers.argmax(xs + (begin * groups + g) * inputs, groups * inputs, end - begin, inputs,
                       packed.data() + g * size, outputs, bs + g * outputs, ys + begin * groups + g,
                       groups);
   });
@@ -196,14 +203,14 @@ void integer_window(In<uint8_t, 3> map, In<int32_t, 2> positions, int tile, In<i
   const int radius = static_cast<int>(taps.shape(0) / 2);
   uint8_t* ys = y.data();
   nb::gil_scoped_release release;
-  parallel_for(n, 1 + (1 << 18) / (channels * (2 * radius + 1) * (2 * radius + 1)), threads,
+  vqcodec::parallel_for(n, 1 + (1 << 18) / (channels * (2 * radius + 1) * (2 * radius + 1)), threads,
                [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int row = at[2 * i], column = at[2 * i + 1];
       const int y0 = row / tile * tile, x0 = column / tile * tile;
       const int y1 = static_cast<int>(std::min<int64_t>(height, y0 + int64_t{tile}));
       const int x1 = static_cast<int>(std::min<int64_t>(width, x0 + int64_t{tile}));
-      kernels->window(m, static_cast<int>(width), static_cast<int>(channels), row, column, y0, y1,
+      kernels->layers.window(m, static_cast<int>(width), static_cast<int>(channels), row, column, y0, y1,
                       x0, x1, radius, t, b, requantise, ys + i * channels);
     }
   });
@@ -214,8 +221,8 @@ void integer_window(In<uint8_t, 3> map, In<int32_t, 2> positions, int tile, In<i
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of vqcodec_kernels; use the functions of that package instead.";
   m.def("isa", [] { return nb::str(vqcodec::active_isa()); });
-  m.def("nearest", &nearest, nb::arg("x").noconvert(), nb::arg("codebook").noconvert(),
-        nb::arg("bias").noconvert(), nb::arg("table").none(), nb::arg("index").noconvert(),
+  m.def("nearest_codeword", &nearest_codeword, nb::arg("x").noconvert(), nb::arg("codebook").noconvert(),
+        nb::arg("bias").none(), nb::arg("table").none(), nb::arg("exact"), nb::arg("index").noconvert(),
         nb::arg("distance").none(), nb::arg("threads"));
   m.def("integer_linear", &integer_linear, nb::arg("x").noconvert(), nb::arg("weight").noconvert(),
         nb::arg("bias").noconvert(), nb::arg("multiplier").noconvert(), nb::arg("shift"),

@@ -1,14 +1,18 @@
-"""The optional native extension: whether it is there, and which instruction set it runs.
+"""The optional backends: whether the native extension and Triton are there, and what they run on.
 
 `VQCODEC_NATIVE` decides at run time: `auto` (default) uses the extension if it was built, `0`
 never, `1` raises if it is missing, so that a test run cannot pass on the fallback by accident.
-`VQCODEC_ISA` (portable, avx2, avx512) forces one instruction set.
+`VQCODEC_ISA` (portable, avx2, avx512) forces one instruction set. Triton kernels run on CUDA
+devices; with `TRITON_INTERPRET=1`, which is slow and meant for tests, on the CPU too.
 """
 
+import importlib.util
 import os
 from functools import cache
 from types import ModuleType
 from typing import Any
+
+import torch
 
 
 @cache
@@ -36,3 +40,15 @@ def native_isa() -> str | None:
     """Name of the instruction set that the native kernels use, or None without them."""
     native = load_native()
     return None if native is None else str(native.isa())
+
+
+def can_run_triton(device: torch.device) -> bool:
+    """Whether Triton kernels can run on a device."""
+    if device.type == "cpu":
+        return os.environ.get("TRITON_INTERPRET") == "1" and _has_triton()
+    return device.type == "cuda" and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -1,76 +1,11 @@
-// The kernels, written once over vectors of VQCODEC_LANES floats; included by one translation
-// unit for each instruction set, which may define VQCODEC_DOT_U8S8 for its dot product.
-#include <cmath>
+// The exact integer layers, included by one translation unit for each instruction set, which may
+// define VQCODEC_DOT_U8S8 for its dot product.
 #include <cstring>
-#include <limits>
 
 #include "kernels.h"
 
 namespace vqcodec {
 namespace {
-
-constexpr int kLanes = VQCODEC_LANES;
-typedef float VecF __attribute__((vector_size(kLanes * 4)));
-typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
-
-inline VecF load(const float* p) {
-  VecF v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline VecF splat(float value) { return VecF{} + value; }
-
-// D > 0: the dimension at compile time; 0: at run time. Lanes are codewords; each vector keeps a
-// running minimum a lane, ascending k and strict < give the lowest index.
-template <int D>
-void nearest_dim(const float* x, int64_t n, int d_runtime, const float* codebook_t,
-                 const float* bias, const int32_t* table, int k_padded, int64_t* index,
-                 float* distance) {
-  const int d = D > 0 ? D : d_runtime;
-  VecI first{};
-  for (int lane = 0; lane < kLanes; ++lane) first[lane] = lane;
-  for (int64_t row = 0; row < n; ++row) {
-    const float* xr = x + row * d;
-    const float* b = bias + (table ? static_cast<int64_t>(table[row]) * k_padded : 0);
-    VecF best = splat(std::numeric_limits<float>::infinity());
-    VecI best_k = first;
-    VecI k_index = first;
-    for (int k = 0; k < k_padded; k += kLanes) {
-      VecF sum = VecF{};
-      for (int j = 0; j < d; ++j) {
-        const VecF diff = splat(xr[j]) - load(codebook_t + static_cast<int64_t>(j) * k_padded + k);
-        sum += diff * diff;
-      }
-      sum += load(b + k);
-      const VecI less = sum < best;
-      best = less ? sum : best;
-      best_k = less ? k_index : best_k;
-      k_index += kLanes;
-    }
-    float value = best[0];
-    int32_t k_min = best_k[0];
-    for (int lane = 1; lane < kLanes; ++lane) {
-      if (best[lane] < value || (best[lane] == value && best_k[lane] < k_min)) {
-        value = best[lane];
-        k_min = best_k[lane];
-      }
-    }
-    index[row] = k_min;
-    if (distance) distance[row] = value;
-  }
-}
-
-void nearest(const float* x, int64_t n, int d, const float* codebook_t, const float* bias,
-             const int32_t* table, int k_padded, int64_t* index, float* distance) {
-  switch (d) {
-    case 1: return nearest_dim<1>(x, n, d, codebook_t, bias, table, k_padded, index, distance);
-    case 2: return nearest_dim<2>(x, n, d, codebook_t, bias, table, k_padded, index, distance);
-    case 4: return nearest_dim<4>(x, n, d, codebook_t, bias, table, k_padded, index, distance);
-    case 8: return nearest_dim<8>(x, n, d, codebook_t, bias, table, k_padded, index, distance);
-    default: return nearest_dim<0>(x, n, d, codebook_t, bias, table, k_padded, index, distance);
-  }
-}
 
 inline uint8_t requantised(int32_t acc, int32_t multiplier, int shift) {
   const int64_t scaled =
@@ -161,7 +96,7 @@ void window(const uint8_t* map, int width, int channels, int y, int x, int y0, i
     out[c] = requantised(acc[c], requantise.multiplier[c], requantise.shift);
 }
 
-const KernelTable kTable = {nearest, linear, argmax, window, kLanes};
+const LayerKernels kLayerKernels = {linear, argmax, window};
 
 }  // namespace
 }  // namespace vqcodec

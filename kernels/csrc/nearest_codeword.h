@@ -1,0 +1,57 @@
+// Exact nearest-codeword search on the CPU.
+//
+// A first pass in float32 over scores  s_k = h_k - x'.c'_k,  h_k = (||c'_k||^2 + bias_k) / 2, where
+// x' and c' are x and c less the mean of the codebook, keeps for each vector the best block of
+// eight codewords and the least score of all other blocks. A bound on the rounding of the scores
+// (docs/kernels.md) gives a threshold that the score of the nearest codeword cannot exceed: if the
+// other blocks lie above it, only the best block is looked at again, otherwise all are; what
+// still lies below it is scored in float64, in the direct form sum (x - c)^2 + bias.
+//
+// Layout: vectors are packed in panels [D][width], lanes along vectors; codewords in blocks
+// [K/8][D][8], each value broadcast to the lanes.
+#pragma once
+#include <cstdint>
+
+namespace vqcodec {
+
+constexpr int kBlock = 8;  // codewords in a block
+
+enum class Scalar { kFloat32, kFloat16, kBfloat16 };
+
+// Rows of one group: element (n, d) is at data[n * row_stride + d * dim_stride].
+struct Vectors {
+  const void* data;
+  Scalar type;
+  int64_t row_stride, dim_stride, dim;
+  const int32_t* table;  // (N) row of the bias for each vector, or null for row 0
+};
+
+// One group's codebook. The caller owns all memory.
+struct Codebook {
+  const float* codewords;  // (K, D)
+  const float* bias;       // (T, K) or null
+  int64_t size, dim, tables;
+
+  // Written by `pack`; codewords with a NaN, an infinity or a bias over kHuge have an h of +inf.
+  float* mean;    // (D)
+  float* packed;  // [blocks][D][8]
+  float* h;       // [T][blocks * 8]
+  float radius;   // at least ||c'_k|| of all codewords
+  bool in_range;  // whether float32 scores can be trusted; if not, all is done in float64
+
+  int64_t blocks() const { return (size + kBlock - 1) / kBlock; }
+};
+
+// What packing learnt of some blocks.
+struct Extent {
+  double radius;  // longest c'
+  bool in_range;
+};
+
+struct Result {
+  int64_t* index;   // (N)
+  float* distance;  // (N) or null
+  int64_t rescored;
+};
+
+}  // namespace vqcodec
