@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def run_probes(file: str, isas: Sequence[str]) -> dict[str, tuple[str, str]]:

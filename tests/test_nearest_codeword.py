@@ -577,7 +577,7 @@ def test_auto_is_native_on_the_cpu() -> None:
 def probe(backend: Backend = "native") -> dict[str, str]:
     """Digests of indices and costs of some searches, the same on every instruction set."""
     digests = {}
-    for dim, size in ((1, 17), (2, 256), (3, 100), (4, 256), (8, 1000), (17, 33)):
+    for dim, size in ((1, 17), (2, 256), (3, 100), (4, 256), (8, 1000), (17, 33), (64, 300), (100, 90)):
         count = MANY if (dim, size) == (MANY_DIM, MANY_SIZE) else 50
         x, codebook = randn(2, count, dim, seed=1), randn(2, size, dim, seed=2)
         bias, table = randn(2, 5, size, seed=3), tables_for(2, count, 5, seed=4)
@@ -608,7 +608,7 @@ def test_instruction_sets_agree(isa: str, probes: dict[str, tuple[str, str]]) ->
 @needs_native
 def test_unknown_instruction_set(probes: dict[str, tuple[str, str]]) -> None:
     output, errors = probes["nonsense"]
-    assert not output and "VQCODEC_ISA=nonsense: expected portable, avx2 or avx512" in errors
+    assert not output and "VQCODEC_ISA=nonsense: expected portable, avx2, avx512, avx512_bf16 or amx" in errors
 
 
 @pytest.mark.parametrize(("wanted", "built", "found"), [("0", True, False), ("auto", False, False)])

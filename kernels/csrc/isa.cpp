@@ -1,4 +1,12 @@
 // Run-time choice of the instruction set, and the weight layout all of them share.
+#ifdef VQCODEC_X86
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -32,10 +40,39 @@ bool has_avx512() {
 #endif
 }
 
+#ifdef VQCODEC_X86
+// The system has to save the tiles when it switches threads, and asks to be asked.
+bool has_amx() {
+#ifdef __linux__
+  constexpr unsigned kTiles = 1u << 24, kBfloat16 = 1u << 22;
+  constexpr unsigned kSaved = 3u << 17;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((d & kTiles) == 0 || (d & kBfloat16) == 0) return false;
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & kSaved) == kSaved && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
 Choice choose() {
   const char* forced = std::getenv("VQCODEC_ISA");
   const std::string want = forced ? forced : "";
 #ifdef VQCODEC_X86
+  if (want == "amx" || (want.empty() && has_amx() && amx_multiplies())) {
+    if (!has_amx()) throw std::runtime_error("VQCODEC_ISA=amx, but this CPU or system lacks AMX with bfloat16");
+    return {"amx", amx_kernels()};
+  }
+  if (want == "avx512_bf16") {
+    if (!has_avx512_bf16()) throw std::runtime_error("VQCODEC_ISA=avx512_bf16, but this CPU lacks AVX-512 BF16");
+    return {"avx512_bf16", avx512_bf16_kernels()};
+  }
   if (want == "avx512" || (want.empty() && has_avx512())) {
     if (!has_avx512()) throw std::runtime_error("VQCODEC_ISA=avx512, but this CPU lacks AVX-512 VNNI");
     return {"avx512", avx512_kernels()};
@@ -46,7 +83,7 @@ Choice choose() {
   }
 #endif
   if (want.empty() || want == "portable") return {"portable", portable_kernels()};
-  throw std::runtime_error("VQCODEC_ISA=" + want + ": expected portable, avx2 or avx512");
+  throw std::runtime_error("VQCODEC_ISA=" + want + ": expected portable, avx2, avx512, avx512_bf16 or amx");
 }
 
 const Choice& active() {

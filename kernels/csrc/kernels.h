@@ -37,6 +37,8 @@ struct SearchKernels {
   void (*find_mean)(const Codebook& book, int64_t first, int64_t last);
   // Packs blocks [first, last); the mean must be there.
   Extent (*pack_blocks)(const Codebook& book, int64_t first, int64_t last);
+  // Values of Codebook::split, 0 if this instruction set does not use it for such vectors.
+  int64_t (*split_size)(int64_t dim, int64_t padded_size);
   // Bytes of scratch memory, aligned to 64, for one call of `search`.
   int64_t (*workspace_bytes)(int64_t dim, int64_t tables);
   // Searches for vectors [begin, end) of a group.
@@ -53,6 +55,10 @@ const KernelTable* portable_kernels();
 #ifdef VQCODEC_X86
 const KernelTable* avx2_kernels();
 const KernelTable* avx512_kernels();
+const KernelTable* avx512_bf16_kernels();
+const KernelTable* amx_kernels();
+// Whether the tiles give a known product; only where the CPU and the system have them.
+bool amx_multiplies();
 #endif
 
 // The table for this CPU, or the one that VQCODEC_ISA names; throws std::runtime_error if

@@ -81,12 +81,25 @@ int64_t nearest_codeword(nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu> x, In
   float* distances = distance ? distance->data() : nullptr;
   nb::gil_scoped_release release;
 
-  const int64_t blocks = (k + vqcodec::kBlock - 1) / vqcodec::kBlock, padded = blocks * vqcodec::kBlock;
-  const Aligned<float> packed(groups * padded * d), h(groups * tables * padded), mean(groups * d);
   std::vector<vqcodec::Codebook> books(groups);
-  for (int64_t g = 0; g < groups; ++g)
-    books[g] = {codes + g * k * d, biases ? biases + g * tables * k : nullptr, k, d, tables,
-                mean.data + g * d, packed.data + g * padded * d, h.data + g * tables * padded, 0.0f, true};
+  for (int64_t g = 0; g < groups; ++g) {
+    books[g].codewords = codes + g * k * d;
+    books[g].bias = biases ? biases + g * tables * k : nullptr;
+    books[g].size = k;
+    books[g].dim = d;
+    books[g].tables = tables;
+    books[g].in_range = true;
+  }
+  const int64_t blocks = books[0].blocks(), padded = books[0].padded_size();
+  const int64_t split_size = kernels.split_size(d, padded);
+  const Aligned<float> packed(groups * blocks * vqcodec::kBlock * d), h(groups * tables * padded), mean(groups * d);
+  const Aligned<uint16_t> split_parts(groups * split_size);
+  for (int64_t g = 0; g < groups; ++g) {
+    books[g].mean = mean.data + g * d;
+    books[g].packed = packed.data + g * blocks * vqcodec::kBlock * d;
+    books[g].h = h.data + g * tables * padded;
+    books[g].split = split_size ? split_parts.data + g * split_size : nullptr;
+  }
   // Work is shared out over groups and, within them, over dimensions, blocks and vectors.
   const auto split = [groups, threads](int64_t count, int64_t cost, const auto& work) {
     vqcodec::parallel_for(groups * count, 1 + (int64_t{1} << 18) / cost, threads, [&](int64_t begin, int64_t end) {
@@ -99,8 +112,11 @@ int64_t nearest_codeword(nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu> x, In
   split(blocks, vqcodec::kBlock * (d + tables), [&](int64_t g, int64_t first, int64_t last) {
     const vqcodec::Extent extent = kernels.pack_blocks(books[g], first, last);
     const std::lock_guard<std::mutex> lock(mutex);
-    // Rounded up, so that it is a bound.
-    books[g].radius = std::max(books[g].radius, static_cast<float>(extent.radius * (1 + 1e-6)));
+    // Rounded up, so that they are bounds.
+    const auto raise = [](float* bound, double value) { *bound = std::max(*bound, static_cast<float>(value * (1 + 1e-6))); };
+    raise(&books[g].radius, extent.radius);
+    raise(&books[g].split_low, extent.split_low);
+    raise(&books[g].split_error, extent.split_error);
     books[g].in_range &= extent.in_range;
   });
   std::atomic<int64_t> rescored{0};

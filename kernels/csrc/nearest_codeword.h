@@ -7,6 +7,9 @@
 // other blocks lie above it, only the best block is looked at again, otherwise all are; what
 // still lies below it is scored in float64, in the direct form sum (x - c)^2 + bias.
 //
+// On CPUs with bfloat16 tiles (AMX) the first pass over long vectors works on x' and c' split into
+// two bfloat16 each, with three products of tiles, and a bound of its own.
+//
 // Layout: vectors are packed in panels [D][width], lanes along vectors; codewords in blocks
 // [K/8][D][8], each value broadcast to the lanes.
 #pragma once
@@ -15,6 +18,7 @@
 namespace vqcodec {
 
 constexpr int kBlock = 8;  // codewords in a block
+constexpr int kTile = 32;  // codewords, vectors and dimensions in a tile of bfloat16
 
 enum class Scalar { kFloat32, kFloat16, kBfloat16 };
 
@@ -34,17 +38,20 @@ struct Codebook {
 
   // Written by `pack`; codewords with a NaN, an infinity or a bias over kHuge have an h of +inf.
   float* mean;    // (D)
-  float* packed;  // [blocks][D][8]
-  float* h;       // [T][blocks * 8]
-  float radius;   // at least ||c'_k|| of all codewords
+  float* packed;   // [blocks][D][8]
+  float* h;        // [T][padded size]
+  uint16_t* split; // [padded size / 16][D / 32][2][16][32] bfloat16, high then low parts, or null
+  float radius;    // at least ||c'_k|| of all codewords
+  float split_low, split_error;  // the same of the low part and of what the split leaves
   bool in_range;  // whether float32 scores can be trusted; if not, all is done in float64
 
   int64_t blocks() const { return (size + kBlock - 1) / kBlock; }
+  int64_t padded_size() const { return (size + kTile - 1) / kTile * kTile; }
 };
 
 // What packing learnt of some blocks.
 struct Extent {
-  double radius;  // longest c'
+  double radius, split_low, split_error;  // greatest norms
   bool in_range;
 };
 

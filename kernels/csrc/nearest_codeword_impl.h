@@ -87,10 +87,12 @@ void find_mean(const Codebook& book, int64_t first, int64_t last) {
   }
 }
 
+void split_blocks(const Codebook& book, int64_t first, int64_t last, Extent* extent);
+
 // Packs blocks [first, last); the mean must be there.
 Extent pack_blocks(const Codebook& book, int64_t first, int64_t last) {
-  Extent extent{0.0, true};
-  const int64_t padded = book.blocks() * kBlock;
+  Extent extent{0.0, 0.0, 0.0, true};
+  const int64_t padded = book.padded_size();
   for (int64_t b = first; b < last; ++b) {
     float* block = book.packed + b * book.dim * kBlock;
     for (int j = 0; j < kBlock; ++j) {
@@ -129,6 +131,10 @@ Extent pack_blocks(const Codebook& book, int64_t first, int64_t last) {
       }
     }
   }
+  if (last == book.blocks())
+    for (int64_t t = 0; t < book.tables; ++t)
+      for (int64_t k = last * kBlock; k < padded; ++k) book.h[t * padded + k] = kInfinity;
+  if (book.split) split_blocks(book, first, last, &extent);
   return extent;
 }
 
@@ -144,6 +150,9 @@ struct Panel {
   alignas(64) float second[kWidth];  // least score of the blocks other than `block`
   alignas(64) int32_t block[kWidth];
   alignas(64) float threshold[kWidth];
+  uint16_t* split;  // [D / 32][2][2][16][16][2]: high and low parts, halves of the lanes, pairs of dimensions
+  alignas(64) float split_low[kWidth];    // squared norms, zero without a split
+  alignas(64) float split_error[kWidth];
   alignas(64) int32_t decided[kWidth];
 };
 
@@ -202,6 +211,8 @@ void pack_panel(const Vectors& x, const float* mean, Panel* panel) {
     store(panel->norm + r, norm);
     store(panel->best + r, splat(kInfinity));
     store(panel->second + r, splat(kInfinity));
+    store(panel->split_low + r, VecF{});
+    store(panel->split_error + r, VecF{});
     std::memset(panel->block + r, 0, sizeof(int32_t) * kLanes);
   }
 }
@@ -328,12 +339,28 @@ void scan_rows(Panel* panel, int64_t dim, const float* packed, const float* h, i
   }
 }
 
-void scan(Panel* panel, int64_t dim, const float* packed, const float* h, int64_t first,
-          int64_t last) {
+#ifdef VQCODEC_TILES
+}  // namespace
+}  // namespace vqcodec
+#include "bfloat16_split_impl.h"
+namespace vqcodec {
+namespace {
+#else
+void split_blocks(const Codebook&, int64_t, int64_t, Extent*) {}
+void split_panel(Panel*, int64_t) {}
+void scan_split(Panel*, const Codebook&, const float*, int64_t, int64_t) {}
+float split_bound(const Codebook&, float, float, float) { return 0.0f; }
+int64_t split_size(int64_t, int64_t) { return 0; }
+struct TileState {};
+#endif
+
+void scan(Panel* panel, const Codebook& book, int64_t first, int64_t last) {
+  const float* h = book.h + panel->table * book.padded_size();
+  if (book.split) return scan_split(panel, book, h, first, last);
   switch (panel->width / kLanes) {
-    case 1: return scan_rows<1>(panel, dim, packed, h, first, last);
-    case 2: return scan_rows<2>(panel, dim, packed, h, first, last);
-    default: return scan_rows<kRows>(panel, dim, packed, h, first, last);
+    case 1: return scan_rows<1>(panel, book.dim, book.packed, h, first, last);
+    case 2: return scan_rows<2>(panel, book.dim, book.packed, h, first, last);
+    default: return scan_rows<kRows>(panel, book.dim, book.packed, h, first, last);
   }
 }
 
@@ -353,7 +380,9 @@ void judge(Panel* panel, const Codebook& book) {
     const float norm = 1.001f * std::sqrt(panel->norm[r]) + shortest;
     const float reach = norm * (radius + shortest);
     const float best = panel->best[r];
-    const float upper = best + unit * std::fabs(best) + 4 * unit * reach + tiny * (2 + radius + norm);
+    const float split = split_bound(book, norm, panel->split_low[r], panel->split_error[r]);
+    const float upper =
+        best + unit * std::fabs(best) + 4 * unit * reach + tiny * (2 + radius + norm) + 2 * split;
     const float threshold = upper + 2 * unit * std::fabs(upper);
     panel->threshold[r] = threshold;
     const bool trusted = reach < 1e29f && std::fabs(best) < 1e29f;
@@ -440,7 +469,7 @@ int64_t take_word(const Panel& panel, int r, const Codebook& book, const float* 
 
 void finish(Panel* panel, const Vectors& x, const Codebook& book, bool exact, double* vector,
             Result* result) {
-  const float* h = book.h + panel->table * book.blocks() * kBlock;
+  const float* h = book.h + panel->table * book.padded_size();
   const float* bias = book.bias ? book.bias + panel->table * book.size : nullptr;
   const int width = panel->width;
   judge(panel, book);
@@ -490,6 +519,9 @@ void finish(Panel* panel, const Vectors& x, const Codebook& book, bool exact, do
 
 // --- one thread's share ----------------------------------------------------------------------
 
+// Values of one panel's `split`.
+int64_t panel_split(int64_t dim) { return split_size(dim, kTile); }
+
 int64_t panels_at_once(int64_t dim) {
   const int64_t fit = kPanelBytes / (dim * kWidth * static_cast<int64_t>(sizeof(float)));
   return fit < 1 ? 1 : fit > 16 ? 16 : fit;
@@ -502,6 +534,7 @@ int64_t workspace_bytes(int64_t dim, int64_t tables) {
   const int64_t panels = panels_at_once(dim);
   return round_up(panels * static_cast<int64_t>(sizeof(Panel))) +
          round_up(panels * dim * kWidth * static_cast<int64_t>(sizeof(float))) +
+         round_up(panels * panel_split(dim) * static_cast<int64_t>(sizeof(uint16_t))) +
          round_up(dim * static_cast<int64_t>(sizeof(double))) +
          round_up(kChunk * static_cast<int64_t>(sizeof(int32_t))) +
          round_up((tables + 1) * static_cast<int64_t>(sizeof(int32_t)));
@@ -518,33 +551,40 @@ void search(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, 
   };
   Panel* panels = reinterpret_cast<Panel*>(take(at_once * static_cast<int64_t>(sizeof(Panel))));
   float* values = reinterpret_cast<float*>(take(at_once * dim * kWidth * static_cast<int64_t>(sizeof(float))));
+  uint16_t* splits = reinterpret_cast<uint16_t*>(take(at_once * panel_split(dim) * static_cast<int64_t>(sizeof(uint16_t))));
   double* vector = reinterpret_cast<double*>(take(dim * static_cast<int64_t>(sizeof(double))));
   int32_t* order = reinterpret_cast<int32_t*>(take(kChunk * static_cast<int64_t>(sizeof(int32_t))));
   int32_t* starts = reinterpret_cast<int32_t*>(take((book.tables + 1) * static_cast<int64_t>(sizeof(int32_t))));
   int64_t filled = 0;
 
   const int64_t block_bytes = dim * kBlock * static_cast<int64_t>(sizeof(float));
-  const int64_t step = kCodebookBytes / block_bytes < 1 ? 1 : kCodebookBytes / block_bytes;
+  constexpr int64_t kBlocks = kTile / kBlock;
+  const int64_t fit = kCodebookBytes / (block_bytes * kBlocks);
+  const int64_t step = kBlocks * (fit < 1 ? 1 : fit);
+  const int64_t wide = book.split ? kTile : kWidth;
+  [[maybe_unused]] const TileState tiles;
   auto flush = [&] {
     for (int64_t first = 0; first < book.blocks() && book.in_range; first += step) {
       const int64_t last = first + step < book.blocks() ? first + step : book.blocks();
       for (int64_t p = 0; p < filled; ++p)
-        scan(&panels[p], dim, book.packed, book.h + panels[p].table * book.blocks() * kBlock, first, last);
+        scan(&panels[p], book, first, last);
     }
     for (int64_t p = 0; p < filled; ++p) finish(&panels[p], x, book, exact, vector, result);
     filled = 0;
   };
   // Rows base + order[i] (base + i without an order), i in [from, to), which share a table.
   auto add = [&](int64_t base, const int32_t* rows, int64_t from, int64_t to, int64_t table) {
-    for (; from < to; from += kWidth) {
+    for (; from < to; from += wide) {
       Panel* panel = &panels[filled];
       panel->x = values + filled * dim * kWidth;
-      panel->count = static_cast<int>(to - from < kWidth ? to - from : kWidth);
-      panel->width = (panel->count + kLanes - 1) / kLanes * kLanes;
+      panel->split = splits + filled * panel_split(dim);
+      panel->count = static_cast<int>(to - from < wide ? to - from : wide);
+      panel->width = book.split ? kTile : (panel->count + kLanes - 1) / kLanes * kLanes;
       panel->table = table;
       for (int r = 0; r < panel->count; ++r)
         panel->rows[r] = base + (rows ? rows[from + r] : from + r);
       pack_panel(x, book.mean, panel);
+      if (book.split) split_panel(panel, dim);
       if (++filled == at_once) flush();
     }
   };
@@ -565,7 +605,7 @@ void search(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, 
   flush();
 }
 
-const SearchKernels kSearchKernels = {find_mean, pack_blocks, workspace_bytes, search};
+const SearchKernels kSearchKernels = {find_mean, pack_blocks, split_size, workspace_bytes, search};
 
 }  // namespace
 }  // namespace vqcodec
