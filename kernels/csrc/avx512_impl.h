@@ -17,6 +17,20 @@ inline Vec8 subtract_product(Vec8 sum, Vec8 a, Vec8 b) { return _mm256_fnmadd_ps
 inline VecF minimum(VecF a, VecF b) { return _mm512_min_ps(a, b); }
 inline VecF maximum(VecF a, VecF b) { return _mm512_max_ps(a, b); }
 
+#define VQCODEC_PAIRS 1
+inline VecI add_products(VecI sum, VecI a, VecI b) {
+  return (VecI)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+inline Vec8I add_products(Vec8I sum, Vec8I a, Vec8I b) {
+  return (Vec8I)_mm256_dpwssd_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+}
+inline VecI minimum(VecI a, VecI b) { return (VecI)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+inline VecI maximum(VecI a, VecI b) { return (VecI)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+
+inline unsigned lanes_at_most(Vec8I values, int32_t limit) {
+  return _mm256_cmp_epi32_mask((__m256i)values, _mm256_set1_epi32(limit), _MM_CMPINT_LE);
+}
+
 inline unsigned lanes_at_most(Vec8 values, float limit) {
   return _mm256_cmp_ps_mask(values, _mm256_set1_ps(limit), _CMP_LE_OQ);
 }

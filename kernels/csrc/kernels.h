@@ -37,13 +37,17 @@ struct SearchKernels {
   void (*find_mean)(const Codebook& book, int64_t first, int64_t last);
   // Packs blocks [first, last); the mean must be there.
   Extent (*pack_blocks)(const Codebook& book, int64_t first, int64_t last);
+  // Values of Codebook::pairs, 0 if this instruction set does not use them for such vectors.
+  int64_t (*pairs_size)(int64_t dim, int64_t blocks);
+  // Writes pairs of blocks [first, last) by the scale; the longest error, or -1 if they are no use.
+  double (*quantise_blocks)(const Codebook& book, int64_t first, int64_t last);
   // Values of Codebook::split, 0 if this instruction set does not use it for such vectors.
   int64_t (*split_size)(int64_t dim, int64_t padded_size);
   // Bytes of scratch memory, aligned to 64, for one call of `search`.
   int64_t (*workspace_bytes)(int64_t dim, int64_t tables);
   // Searches for vectors [begin, end) of a group.
-  void (*search)(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, bool exact,
-                 char* workspace, Result* result);
+  void (*search)(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, char* workspace,
+                 Result* result);
 };
 
 struct KernelTable {

@@ -9,6 +9,7 @@ constexpr int kLanes = VQCODEC_LANES;
 typedef float VecF __attribute__((vector_size(kLanes * 4)));
 typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
 typedef float Vec8 __attribute__((vector_size(32)));
+typedef int32_t Vec8I __attribute__((vector_size(32)));
 
 inline VecF load(const float* p) {
   VecF v;

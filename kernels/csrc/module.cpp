@@ -6,9 +6,6 @@
 #include <nanobind/stl/optional.h>
 
 #include <algorithm>
-#include <atomic>
-#include <mutex>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <vector>
@@ -39,20 +36,23 @@ vqcodec::Scalar scalar_of(nb::dlpack::dtype type) {
   return vqcodec::Scalar::kBfloat16;
 }
 
-template <typename T>
-struct Aligned {
-  explicit Aligned(int64_t count)
-      : data(static_cast<T*>(::operator new(sizeof(T) * std::max<int64_t>(1, count), std::align_val_t{64}))) {}
-  ~Aligned() { ::operator delete(data, std::align_val_t{64}); }
-  Aligned(const Aligned&) = delete;
-  Aligned& operator=(const Aligned&) = delete;
-  T* const data;
-};
+vqcodec::Integer integer_of(nb::dlpack::dtype type) {
+  const bool is_signed = type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Int);
+  require((is_signed || type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::UInt)) && type.lanes == 1,
+          "bias_table must be integers");
+  switch (type.bits) {
+    case 8: return is_signed ? vqcodec::Integer::kInt8 : vqcodec::Integer::kUint8;
+    case 16: return is_signed ? vqcodec::Integer::kInt16 : vqcodec::Integer::kUint16;
+    case 32: return is_signed ? vqcodec::Integer::kInt32 : vqcodec::Integer::kUint32;
+    default: require(type.bits == 64, "bias_table must be integers of 8 to 64 bits");
+  }
+  return is_signed ? vqcodec::Integer::kInt64 : vqcodec::Integer::kUint64;
+}
 
 int64_t nearest_codeword(nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu> x, In<float, 3> codebook,
-                         std::optional<In<float, 3>> bias, std::optional<In<int32_t, 2>> table,
-                         bool exact, Out<int64_t, 2> index, std::optional<Out<float, 2>> distance,
-                         int threads) {
+                         std::optional<In<float, 3>> bias,
+                         std::optional<nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>> table,
+                         Out<int64_t, 2> index, std::optional<Out<float, 2>> distance, int threads) {
   const int64_t groups = x.shape(0), n = x.shape(1), d = x.shape(2), k = codebook.shape(1);
   const auto matches = [](const auto& array, int64_t a, int64_t b) {
     return static_cast<int64_t>(array.shape(0)) == a && static_cast<int64_t>(array.shape(1)) == b;
@@ -61,74 +61,25 @@ int64_t nearest_codeword(nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu> x, In
   require(k >= 1 && k < (1 << 30) && d >= 1 && d < (1 << 20), "K must be 1 to 2^30, D 1 to 2^20");
   require(!bias || (static_cast<int64_t>(bias->shape(0)) == groups && static_cast<int64_t>(bias->shape(2)) == k &&
                     bias->shape(1) >= 1 && bias->shape(1) < (1 << 30)), "bias does not match codebook");
-  const int64_t tables = bias ? bias->shape(1) : 1;
   require(!table || matches(*table, groups, n), "table does not match x");
   require(matches(index, groups, n), "index does not match x");
   require(!distance || matches(*distance, groups, n), "distance does not match x");
-  const int32_t* rows = table ? table->data() : nullptr;
-  for (int64_t i = 0; rows && i < groups * n; ++i)
-    require(rows[i] >= 0 && rows[i] < tables, "table index out of range");
-  if (groups == 0 || n == 0) return 0;
-
-  const vqcodec::SearchKernels& kernels = vqcodec::active_kernels()->search;
-  const vqcodec::Scalar type = scalar_of(x.dtype());
-  const char* values = static_cast<const char*>(x.data());
-  const int64_t item = type == vqcodec::Scalar::kFloat32 ? 4 : 2;
-  const int64_t group_stride = x.stride(0), row_stride = x.stride(1), dim_stride = x.stride(2);
-  const float* codes = codebook.data();
-  const float* biases = bias ? bias->data() : nullptr;
-  int64_t* indices = index.data();
-  float* distances = distance ? distance->data() : nullptr;
+  vqcodec::SearchRequest request{};
+  request.vectors = x.data();
+  request.type = scalar_of(x.dtype());
+  for (int i = 0; i < 3; ++i) request.strides[i] = x.stride(i);
+  request.groups = groups;
+  request.count = n;
+  request.dim = d;
+  request.size = k;
+  request.tables = bias ? bias->shape(1) : 1;
+  request.codewords = codebook.data();
+  request.bias = bias ? bias->data() : nullptr;
+  if (table) request.rows = {table->data(), integer_of(table->dtype()), table->stride(0), table->stride(1)};
+  request.index = index.data();
+  request.distance = distance ? distance->data() : nullptr;
   nb::gil_scoped_release release;
-
-  std::vector<vqcodec::Codebook> books(groups);
-  for (int64_t g = 0; g < groups; ++g) {
-    books[g].codewords = codes + g * k * d;
-    books[g].bias = biases ? biases + g * tables * k : nullptr;
-    books[g].size = k;
-    books[g].dim = d;
-    books[g].tables = tables;
-    books[g].in_range = true;
-  }
-  const int64_t blocks = books[0].blocks(), padded = books[0].padded_size();
-  const int64_t split_size = kernels.split_size(d, padded);
-  const Aligned<float> packed(groups * blocks * vqcodec::kBlock * d), h(groups * tables * padded), mean(groups * d);
-  const Aligned<uint16_t> split_parts(groups * split_size);
-  for (int64_t g = 0; g < groups; ++g) {
-    books[g].mean = mean.data + g * d;
-    books[g].packed = packed.data + g * blocks * vqcodec::kBlock * d;
-    books[g].h = h.data + g * tables * padded;
-    books[g].split = split_size ? split_parts.data + g * split_size : nullptr;
-  }
-  // Work is shared out over groups and, within them, over dimensions, blocks and vectors.
-  const auto split = [groups, threads](int64_t count, int64_t cost, const auto& work) {
-    vqcodec::parallel_for(groups * count, 1 + (int64_t{1} << 18) / cost, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin / count; g * count < end; ++g)
-        work(g, std::max<int64_t>(0, begin - g * count), std::min(count, end - g * count));
-    });
-  };
-  std::mutex mutex;
-  split(d, k, [&](int64_t g, int64_t first, int64_t last) { kernels.find_mean(books[g], first, last); });
-  split(blocks, vqcodec::kBlock * (d + tables), [&](int64_t g, int64_t first, int64_t last) {
-    const vqcodec::Extent extent = kernels.pack_blocks(books[g], first, last);
-    const std::lock_guard<std::mutex> lock(mutex);
-    // Rounded up, so that they are bounds.
-    const auto raise = [](float* bound, double value) { *bound = std::max(*bound, static_cast<float>(value * (1 + 1e-6))); };
-    raise(&books[g].radius, extent.radius);
-    raise(&books[g].split_low, extent.split_low);
-    raise(&books[g].split_error, extent.split_error);
-    books[g].in_range &= extent.in_range;
-  });
-  std::atomic<int64_t> rescored{0};
-  split(n, 1 + k * (d + 2) / 16, [&](int64_t g, int64_t first, int64_t last) {
-    const Aligned<char> workspace(kernels.workspace_bytes(d, tables));
-    vqcodec::Result result{indices + g * n, distances ? distances + g * n : nullptr, 0};
-    const vqcodec::Vectors vectors{values + g * group_stride * item, type, row_stride, dim_stride, d,
-                                   rows ? rows + g * n : nullptr};
-    kernels.search(vectors, books[g], first, last, exact, workspace.data, &result);
-    rescored += result.rescored;
-  });
-  return rescored;
+  return vqcodec::search_groups(request, std::max(1, threads));
 }
 
 std::vector<int8_t> pack_groups(const int8_t* weight, int64_t groups, int outputs, int inputs) {
@@ -238,7 +189,7 @@ NB_MODULE(_native, m) {
   m.doc() = "Native kernels of vqcodec_kernels; use the functions of that package instead.";
   m.def("isa", [] { return nb::str(vqcodec::active_isa()); });
   m.def("nearest_codeword", &nearest_codeword, nb::arg("x").noconvert(), nb::arg("codebook").noconvert(),
-        nb::arg("bias").none(), nb::arg("table").none(), nb::arg("exact"), nb::arg("index").noconvert(),
+        nb::arg("bias").none(), nb::arg("table").none(), nb::arg("index").noconvert(),
         nb::arg("distance").none(), nb::arg("threads"));
   m.def("integer_linear", &integer_linear, nb::arg("x").noconvert(), nb::arg("weight").noconvert(),
         nb::arg("bias").noconvert(), nb::arg("multiplier").noconvert(), nb::arg("shift"),

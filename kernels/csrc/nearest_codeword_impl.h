@@ -23,6 +23,7 @@ constexpr int kWidth = kRows * kLanes;  // vectors in a panel
 constexpr int64_t kPanelBytes = 1 << 18;
 constexpr int64_t kCodebookBytes = 1 << 19;
 constexpr int64_t kChunk = 8192;  // vectors sorted by table at a time
+constexpr int64_t kFew = 4;       // vectors that are not worth a panel
 
 typedef double Vec8D __attribute__((vector_size(64)));
 
@@ -95,6 +96,7 @@ Extent pack_blocks(const Codebook& book, int64_t first, int64_t last) {
   const int64_t padded = book.padded_size();
   for (int64_t b = first; b < last; ++b) {
     float* block = book.packed + b * book.dim * kBlock;
+    double norms[kBlock];
     for (int j = 0; j < kBlock; ++j) {
       const int64_t k = b * kBlock + j;
       const float* c = book.codewords + k * book.dim;
@@ -124,10 +126,17 @@ Extent pack_blocks(const Codebook& book, int64_t first, int64_t last) {
         extent.radius = length > extent.radius ? length : extent.radius;
         extent.in_range &= length < kLongest;
       }
-      for (int64_t t = 0; t < book.tables; ++t) {
-        const double bias = !finite ? kInfinity : book.bias ? book.bias[t * book.size + k] : 0.0;
-        extent.in_range &= !(bias < -kHuge);
-        book.h[t * padded + k] = bias < kHuge ? static_cast<float>(0.5 * (norm + bias)) : kInfinity;
+      norms[j] = norm;
+    }
+    for (int64_t t = 0; t < book.tables; ++t) {
+      const float* bias = book.bias ? book.bias + t * book.size + b * kBlock : nullptr;
+      float* h = book.h + t * padded + b * kBlock;
+      const int count = book.size - b * kBlock < kBlock ? static_cast<int>(book.size - b * kBlock) : kBlock;
+      for (int j = 0; j < kBlock; ++j) {
+        const double added = bias && j < count ? bias[j] : 0.0;
+        extent.in_range &= !(added < -kHuge);
+        const bool usable = added < kHuge && norms[j] < std::numeric_limits<double>::infinity();
+        h[j] = usable ? static_cast<float>(0.5 * (norms[j] + added)) : kInfinity;
       }
     }
   }
@@ -154,6 +163,12 @@ struct Panel {
   alignas(64) float split_low[kWidth];    // squared norms, zero without a split
   alignas(64) float split_error[kWidth];
   alignas(64) int32_t decided[kWidth];
+  int32_t* pairs;  // [D / 2][width] pairs of int16, and what belongs to the pass over them
+  alignas(64) int32_t fits[kWidth];
+  alignas(64) float pair_error[kWidth];  // squared norm of the rounding error
+  alignas(64) int32_t best_int[kWidth];
+  alignas(64) int32_t second_int[kWidth];
+  alignas(64) int32_t threshold_int[kWidth];
 };
 
 typedef float Vec4 __attribute__((vector_size(16)));
@@ -214,6 +229,9 @@ void pack_panel(const Vectors& x, const float* mean, Panel* panel) {
     store(panel->split_low + r, VecF{});
     store(panel->split_error + r, VecF{});
     std::memset(panel->block + r, 0, sizeof(int32_t) * kLanes);
+    const VecI largest = VecI{} + std::numeric_limits<int32_t>::max();
+    std::memcpy(panel->best_int + r, &largest, sizeof largest);
+    std::memcpy(panel->second_int + r, &largest, sizeof largest);
   }
 }
 
@@ -354,6 +372,22 @@ int64_t split_size(int64_t, int64_t) { return 0; }
 struct TileState {};
 #endif
 
+#ifdef VQCODEC_PAIRS
+}  // namespace
+}  // namespace vqcodec
+#include "int16_pass_impl.h"
+namespace vqcodec {
+namespace {
+#else
+int64_t pairs_of(int64_t) { return 0; }
+int64_t pairs_size(int64_t, int64_t) { return 0; }
+double quantise_blocks(const Codebook&, int64_t, int64_t) { return -1.0; }
+void quantise_panel(Panel*, const Codebook&) {}
+void scan_pairs(Panel*, const Codebook&, int64_t, int64_t) {}
+void judge_pairs(Panel*, const Codebook&) {}
+unsigned pair_candidates(const int32_t*, int64_t, int64_t, const int32_t*, const int32_t*, int32_t) { return 0; }
+#endif
+
 void scan(Panel* panel, const Codebook& book, int64_t first, int64_t last) {
   const float* h = book.h + panel->table * book.padded_size();
   if (book.split) return scan_split(panel, book, h, first, last);
@@ -366,33 +400,46 @@ void scan(Panel* panel, const Codebook& book, int64_t first, int64_t last) {
 
 // --- the bound and the last word -------------------------------------------------------------
 
-// threshold: no score of a nearest codeword is above it (docs/kernels.md); decided: no block but
-// the best one reaches it.
-void judge(Panel* panel, const Codebook& book) {
-  const float dim = static_cast<float>(book.dim);
-  const float folded = dim < kFold ? dim : kFold + dim / kFold + 1;
-  const float unit = 0x1p-24f * 1.01f * (kRoundings * folded + 8);
-  const float radius = book.radius;
-  // What underflow can cost, in sums and, by the components it takes away, in the norm.
-  const float tiny = 4e-38f * dim;
-  const float shortest = 1e-18f * std::sqrt(dim);
-  for (int r = 0; r < panel->width; ++r) {
-    const float norm = 1.001f * std::sqrt(panel->norm[r]) + shortest;
-    const float reach = norm * (radius + shortest);
-    const float best = panel->best[r];
-    const float split = split_bound(book, norm, panel->split_low[r], panel->split_error[r]);
+// No score of a nearest codeword is above the threshold (docs/kernels.md); NaN, which nothing
+// reaches, if float32 cannot tell. best: the least score; norm: ||x'||^2; split: `split_bound`.
+struct Bound {
+  float dim, unit, tiny, shortest, radius;
+
+  explicit Bound(const Codebook& book) {
+    dim = static_cast<float>(book.dim);
+    const float folded = dim < kFold ? dim : kFold + dim / kFold + 1;
+    unit = 0x1p-24f * 1.01f * (kRoundings * folded + 5);
+    radius = book.radius;
+    // What underflow can cost, in sums and, by the components it takes away, in the norm.
+    tiny = 4e-38f * dim;
+    shortest = 1e-18f * std::sqrt(dim);
+  }
+
+  inline float length(float norm) const { return 1.001f * std::sqrt(norm) + shortest; }
+
+  inline float threshold(float best, float length, float split) const {
+    const float reach = length * (radius + shortest);
     const float upper =
-        best + unit * std::fabs(best) + 4 * unit * reach + tiny * (2 + radius + norm) + 2 * split;
-    const float threshold = upper + 2 * unit * std::fabs(upper);
-    panel->threshold[r] = threshold;
+        best + unit * std::fabs(best) + 4 * unit * reach + tiny * (2 + radius + length) + 2 * split;
     const bool trusted = reach < 1e29f && std::fabs(best) < 1e29f;
-    panel->decided[r] = trusted && panel->second[r] > threshold ? 2 : trusted;
+    return trusted ? upper + 2 * unit * std::fabs(upper) : std::numeric_limits<float>::quiet_NaN();
+  }
+};
+
+// decided: 2 if no block but the best one reaches the threshold, 1 if one does, 0 if float32 cannot tell.
+void judge(Panel* panel, const Codebook& book) {
+  const Bound bound(book);
+  for (int r = 0; r < panel->width; ++r) {
+    const float length = bound.length(panel->norm[r]);
+    const float split = split_bound(book, length, panel->split_low[r], panel->split_error[r]);
+    const float threshold = bound.threshold(panel->best[r], length, split);
+    panel->threshold[r] = threshold;
+    panel->decided[r] = panel->second[r] > threshold ? 2 : threshold == threshold;
   }
 }
 
-// Which of a block's eight codewords score at most the threshold; x: the vector's column.
-inline unsigned candidates(const float* x, int64_t width, int64_t dim, const float* block,
-                           const float* h, float threshold) {
+// Scores of a block's eight codewords; x: the vector's column.
+inline Vec8 scores(const float* x, int64_t width, int64_t dim, const float* block, const float* h) {
   Vec8 total = load8(h);
   for (int64_t start = 0; start < dim; start += kFold) {
     const int64_t stop = start + kFold < dim ? start + kFold : dim;
@@ -405,7 +452,13 @@ inline unsigned candidates(const float* x, int64_t width, int64_t dim, const flo
       sums[0] = subtract_product(sums[0], Vec8{} + x[d * width], load8(block + d * kBlock));
     total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
-  return lanes_at_most(total, threshold);
+  return total;
+}
+
+// Which of them are at most the threshold.
+inline unsigned candidates(const float* x, int64_t width, int64_t dim, const float* block,
+                           const float* h, float threshold) {
+  return lanes_at_most(scores(x, width, dim, block, h), threshold);
 }
 
 // ||x - c||^2 in the direct form. One order of sums on every instruction set, so that all agree.
@@ -444,78 +497,127 @@ struct Verdict {
   }
 };
 
+inline void prefetch_vector(const Vectors& x, int64_t row) {
+  const int64_t item = x.type == Scalar::kFloat32 ? 4 : 2;
+  __builtin_prefetch(static_cast<const char*>(x.data) + row * x.row_stride * item, 0, 2);
+}
+
 void load_vector(const Vectors& x, int64_t row, double* out) {
   for (int64_t d = 0; d < x.dim; ++d)
     out[d] = value_at(x, row * x.row_stride + d * x.dim_stride);
 }
 
-// The codeword of the least float32 score in the best block, for precision "fast".
-int64_t take_word(const Panel& panel, int r, const Codebook& book, const float* h) {
-  const int64_t b = panel.block[r];
-  const float* block = book.packed + b * book.dim * kBlock;
-  Vec8 total = load8(h + b * kBlock);
-  for (int64_t d = 0; d < book.dim; ++d)
-    total = subtract_product(total, Vec8{} + panel.x[d * panel.width + r], load8(block + d * kBlock));
-  float least = kInfinity;
-  int64_t index = 0;
-  for (int j = 0; j < kBlock; ++j) {
-    if (total[j] < least) {
-      least = total[j];
-      index = b * kBlock + j;
-    }
-  }
-  return index;
-}
+// What one thread works on.
+struct Search {
+  const Vectors& x;
+  const Codebook& book;
+  double* vector;  // (D)
+  float* centred;  // (D)
+  Result* result;
 
-void finish(Panel* panel, const Vectors& x, const Codebook& book, bool exact, double* vector,
-            Result* result) {
-  const float* h = book.h + panel->table * book.padded_size();
-  const float* bias = book.bias ? book.bias + panel->table * book.size : nullptr;
-  const int width = panel->width;
-  judge(panel, book);
-  for (int r = 0; r < panel->count; ++r) {
-    const int64_t row = panel->rows[r];
-    if (!exact && book.in_range) {
-      result->index[row] = take_word(*panel, r, book, h);
-      if (result->distance) {
-        load_vector(x, row, vector);
-        Verdict verdict{book, bias, vector};
-        verdict.hear(result->index[row]);
-        result->distance[row] = static_cast<float>(verdict.score);
-      }
-      continue;
-    }
-    unsigned found = 0;
-    const int decided = book.in_range ? panel->decided[r] : 0;
-    if (decided == 2) {
-      const int64_t b = panel->block[r];
-      found = candidates(panel->x + r, width, book.dim, book.packed + b * book.dim * kBlock,
-                         h + b * kBlock, panel->threshold[r]);
-      if (found && (found & (found - 1)) == 0 && !result->distance) {
-        result->index[row] = b * kBlock + __builtin_ctz(found);
-        continue;
-      }
-    }
+  Verdict open(int64_t row, int64_t table) const {
     load_vector(x, row, vector);
-    Verdict verdict{book, bias, vector};
-    if (decided == 2) {
-      for (; found; found &= found - 1)
-        verdict.hear(panel->block[r] * int64_t{kBlock} + __builtin_ctz(found));
-    } else if (decided == 1) {
-      ++result->rescored;
-      for (int64_t b = 0; b < book.blocks(); ++b) {
-        found = candidates(panel->x + r, width, book.dim, book.packed + b * book.dim * kBlock,
-                           h + b * kBlock, panel->threshold[r]);
-        for (; found; found &= found - 1) verdict.hear(b * kBlock + __builtin_ctz(found));
-      }
-    } else {
-      ++result->rescored;
-      for (int64_t k = 0; k < book.size; ++k) verdict.hear(k);
-    }
+    return Verdict{book, book.bias ? book.bias + table * book.size : nullptr, vector};
+  }
+
+  void close(int64_t row, const Verdict& verdict) const {
     result->index[row] = verdict.index;
     if (result->distance) result->distance[row] = static_cast<float>(verdict.score);
   }
-}
+
+  // Codewords `found` of block b.
+  void settle(int64_t row, int64_t table, int64_t b, unsigned found) const {
+    if ((found & (found - 1)) == 0 && !result->distance) {
+      result->index[row] = b * kBlock + __builtin_ctz(found);
+      return;
+    }
+    Verdict verdict = open(row, table);
+    for (; found; found &= found - 1) verdict.hear(b * kBlock + __builtin_ctz(found));
+    close(row, verdict);
+  }
+
+  // All codewords that reach the threshold, with the vector's column x of a panel.
+  void settle_all(int64_t row, int64_t table, const float* column, int64_t width, float threshold) const {
+    const float* h = book.h + table * book.padded_size();
+    Verdict verdict = open(row, table);
+    if (threshold == threshold) {
+      for (int64_t b = 0; b < book.blocks(); ++b) {
+        unsigned found = candidates(column, width, book.dim, book.packed + b * book.dim * kBlock,
+                                    h + b * kBlock, threshold);
+        for (; found; found &= found - 1) verdict.hear(b * kBlock + __builtin_ctz(found));
+      }
+    } else {
+      for (int64_t k = 0; k < book.size; ++k) verdict.hear(k);
+    }
+    close(row, verdict);
+  }
+
+  // A vector by itself: a panel would be mostly empty.
+  void search_one(int64_t row, int64_t table) const {
+    const float* h = book.h + table * book.padded_size();
+    float norm = 0.0f;
+    for (int64_t d = 0; d < book.dim; ++d) {
+      centred[d] = value_at(x, row * x.row_stride + d * x.dim_stride) - book.mean[d];
+      norm += centred[d] * centred[d];
+    }
+    Vec8 least = Vec8{} + kInfinity;
+    for (int64_t b = 0; b < book.blocks(); ++b) {
+      const Vec8 score = scores(centred, 1, book.dim, book.packed + b * book.dim * kBlock, h + b * kBlock);
+      least = score < least ? score : least;
+    }
+    float best = kInfinity;
+    for (int j = 0; j < kBlock; ++j) best = least[j] < best ? least[j] : best;
+    const Bound bound(book);
+    settle_all(row, table, centred, 1, bound.threshold(best, bound.length(norm), 0.0f));
+  }
+
+  // Returns how many vectors the pass left undecided.
+  int64_t finish(Panel* panel) const {
+    int64_t undecided = 0;
+    const float* h = book.h + panel->table * book.padded_size();
+    judge(panel, book);
+    for (int r = 0; r < panel->count; ++r) {
+      const int64_t row = panel->rows[r], b = panel->block[r];
+      if (!book.in_range) {
+        settle_all(row, panel->table, nullptr, 0, std::numeric_limits<float>::quiet_NaN());
+        ++undecided;
+        continue;
+      }
+      const float* block = book.packed + b * book.dim * kBlock;
+      unsigned found = 0;
+      if (panel->decided[r] == 2)
+        found = candidates(panel->x + r, panel->width, book.dim, block, h + b * kBlock, panel->threshold[r]);
+      if (found) {
+        settle(row, panel->table, b, found);
+      } else {
+        settle_all(row, panel->table, panel->x + r, panel->width, panel->threshold[r]);
+        ++undecided;
+      }
+    }
+    return undecided;
+  }
+
+  // Vectors that the integers leave undecided are listed.
+  int64_t finish_pairs(Panel* panel, int64_t* left_rows, int32_t* left_tables, int64_t left) const {
+    const int32_t* h = book.h_int + panel->table * book.padded_size();
+    const int64_t pairs = pairs_of(book.dim);
+    judge_pairs(panel, book);
+    for (int r = 0; r < panel->count; ++r) {
+      const int64_t b = panel->block[r];
+      unsigned found = 0;
+      if (panel->decided[r] == 2)
+        found = pair_candidates(panel->pairs + r, panel->width, pairs, book.pairs + b * pairs * kBlock,
+                                h + b * kBlock, panel->threshold_int[r]);
+      if (found) {
+        settle(panel->rows[r], panel->table, b, found);
+      } else {
+        left_rows[left] = panel->rows[r];
+        left_tables[left++] = static_cast<int32_t>(panel->table);
+      }
+    }
+    return left;
+  }
+};
 
 // --- one thread's share ----------------------------------------------------------------------
 
@@ -527,85 +629,134 @@ int64_t panels_at_once(int64_t dim) {
   return fit < 1 ? 1 : fit > 16 ? 16 : fit;
 }
 
-int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+// Scratch memory of one call of `search`; with a null base, only its size.
+struct Workspace {
+  Panel* panels;
+  float* values;
+  uint16_t* splits;
+  int32_t* pairs;
+  double* vector;
+  float* centred;
+  int64_t* left_rows;
+  int32_t* left_tables;
+  int32_t* order;
+  int32_t* starts;
+  int64_t bytes = 0;
 
-// Bytes of scratch memory, aligned to 64, that one call of `search` needs.
-int64_t workspace_bytes(int64_t dim, int64_t tables) {
-  const int64_t panels = panels_at_once(dim);
-  return round_up(panels * static_cast<int64_t>(sizeof(Panel))) +
-         round_up(panels * dim * kWidth * static_cast<int64_t>(sizeof(float))) +
-         round_up(panels * panel_split(dim) * static_cast<int64_t>(sizeof(uint16_t))) +
-         round_up(dim * static_cast<int64_t>(sizeof(double))) +
-         round_up(kChunk * static_cast<int64_t>(sizeof(int32_t))) +
-         round_up((tables + 1) * static_cast<int64_t>(sizeof(int32_t)));
-}
+  Workspace(char* base, int64_t dim, int64_t tables) {
+    const int64_t count = panels_at_once(dim);
+    take(base, count, &panels);
+    take(base, count * dim * kWidth, &values);
+    take(base, count * panel_split(dim), &splits);
+    take(base, count * pairs_of(dim) * kWidth, &pairs);
+    take(base, dim, &vector);
+    take(base, dim, &centred);
+    take(base, kChunk, &left_rows);
+    take(base, kChunk, &left_tables);
+    take(base, kChunk, &order);
+    take(base, tables + 1, &starts);
+  }
+
+ private:
+  template <typename T>
+  void take(char* base, int64_t count, T** out) {
+    *out = base ? reinterpret_cast<T*>(base + bytes) : nullptr;
+    bytes += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  }
+};
+
+int64_t workspace_bytes(int64_t dim, int64_t tables) { return Workspace(nullptr, dim, tables).bytes; }
 
 // Vectors [begin, end) of a group.
-void search(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, bool exact,
-            char* workspace, Result* result) {
+void search(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, char* memory,
+            Result* result) {
+  const Workspace work(memory, book.dim, book.tables);
+  const Search one{x, book, work.vector, work.centred, result};
   const int64_t dim = book.dim, at_once = panels_at_once(dim);
-  auto take = [&workspace](int64_t bytes) {
-    char* here = workspace;
-    workspace += round_up(bytes);
-    return here;
-  };
-  Panel* panels = reinterpret_cast<Panel*>(take(at_once * static_cast<int64_t>(sizeof(Panel))));
-  float* values = reinterpret_cast<float*>(take(at_once * dim * kWidth * static_cast<int64_t>(sizeof(float))));
-  uint16_t* splits = reinterpret_cast<uint16_t*>(take(at_once * panel_split(dim) * static_cast<int64_t>(sizeof(uint16_t))));
-  double* vector = reinterpret_cast<double*>(take(dim * static_cast<int64_t>(sizeof(double))));
-  int32_t* order = reinterpret_cast<int32_t*>(take(kChunk * static_cast<int64_t>(sizeof(int32_t))));
-  int32_t* starts = reinterpret_cast<int32_t*>(take((book.tables + 1) * static_cast<int64_t>(sizeof(int32_t))));
-  int64_t filled = 0;
-
   const int64_t block_bytes = dim * kBlock * static_cast<int64_t>(sizeof(float));
   constexpr int64_t kBlocks = kTile / kBlock;
   const int64_t fit = kCodebookBytes / (block_bytes * kBlocks);
   const int64_t step = kBlocks * (fit < 1 ? 1 : fit);
-  const int64_t wide = book.split ? kTile : kWidth;
   [[maybe_unused]] const TileState tiles;
+  bool in_pairs = book.scale > 0.0f;
+  int64_t filled = 0, left = 0, undecided = 0;
+
   auto flush = [&] {
     for (int64_t first = 0; first < book.blocks() && book.in_range; first += step) {
       const int64_t last = first + step < book.blocks() ? first + step : book.blocks();
       for (int64_t p = 0; p < filled; ++p)
-        scan(&panels[p], book, first, last);
+        in_pairs ? scan_pairs(&work.panels[p], book, first, last) : scan(&work.panels[p], book, first, last);
     }
-    for (int64_t p = 0; p < filled; ++p) finish(&panels[p], x, book, exact, vector, result);
+    for (int64_t p = 0; p < filled; ++p) {
+      if (in_pairs)
+        left = one.finish_pairs(&work.panels[p], work.left_rows, work.left_tables, left);
+      else
+        undecided += one.finish(&work.panels[p]);
+    }
     filled = 0;
   };
-  // Rows base + order[i] (base + i without an order), i in [from, to), which share a table.
-  auto add = [&](int64_t base, const int32_t* rows, int64_t from, int64_t to, int64_t table) {
+  // Rows row(i), i in [from, to), which share a table.
+  auto add = [&](int64_t from, int64_t to, int64_t table, const auto& row) {
+    const int64_t wide = !in_pairs && book.split ? kTile : kWidth;
     for (; from < to; from += wide) {
-      Panel* panel = &panels[filled];
-      panel->x = values + filled * dim * kWidth;
-      panel->split = splits + filled * panel_split(dim);
+      Panel* panel = &work.panels[filled];
+      panel->x = work.values + filled * dim * kWidth;
+      panel->split = work.splits + filled * panel_split(dim);
+      panel->pairs = work.pairs + filled * pairs_of(dim) * kWidth;
       panel->count = static_cast<int>(to - from < wide ? to - from : wide);
-      panel->width = book.split ? kTile : (panel->count + kLanes - 1) / kLanes * kLanes;
+      panel->width = wide == kTile ? kTile : (panel->count + kLanes - 1) / kLanes * kLanes;
       panel->table = table;
-      for (int r = 0; r < panel->count; ++r)
-        panel->rows[r] = base + (rows ? rows[from + r] : from + r);
+      for (int r = 0; r < panel->count; ++r) panel->rows[r] = row(from + r);
       pack_panel(x, book.mean, panel);
-      if (book.split) split_panel(panel, dim);
+      if (in_pairs)
+        quantise_panel(panel, book);
+      else if (book.split)
+        split_panel(panel, dim);
       if (++filled == at_once) flush();
     }
   };
-  if (!x.table) {
-    add(begin, nullptr, 0, end - begin, 0);
-  } else {
-    // Vectors that share a table go together: its h is then one value for all lanes.
-    for (int64_t base = begin; base < end; base += kChunk) {
-      const int64_t count = end - base < kChunk ? end - base : kChunk;
+
+  for (int64_t base = begin; base < end; base += kChunk) {
+    const int64_t count = end - base < kChunk ? end - base : kChunk;
+    if (!x.table) {
+      add(0, count, 0, [=](int64_t i) { return base + i; });
+    } else {
+      // Vectors that share a table go together: its h is then one value for all lanes.
+      int32_t *starts = work.starts, *order = work.order;
       std::memset(starts, 0, sizeof(int32_t) * (book.tables + 1));
-      for (int64_t i = 0; i < count; ++i) ++starts[x.table[base + i] + 1];
+      // The vectors are about to be read in the order of their tables, which no hardware foresees.
+      for (int64_t i = 0; i < count; ++i) {
+        ++starts[x.table[base + i] + 1];
+        prefetch_vector(x, base + i);
+      }
       for (int64_t t = 0; t < book.tables; ++t) starts[t + 1] += starts[t];
       for (int64_t i = 0; i < count; ++i) order[starts[x.table[base + i]]++] = static_cast<int32_t>(i);
       for (int64_t t = 0; t < book.tables; ++t)
-        add(base, order, t == 0 ? 0 : starts[t - 1], starts[t], t);
+        add(t == 0 ? 0 : starts[t - 1], starts[t], t, [=](int64_t i) { return base + order[i]; });
     }
+    flush();
+    result->rescored += undecided + left;
+    undecided = 0;
+    if (!in_pairs) continue;
+    in_pairs = false;
+    for (int64_t from = 0, to; from < left; from = to) {
+      for (to = from + 1; to < left && work.left_tables[to] == work.left_tables[from];) ++to;
+      if (to - from < kFew) {
+        for (int64_t i = from; i < to; ++i) one.search_one(work.left_rows[i], work.left_tables[i]);
+      } else {
+        add(from, to, work.left_tables[from], [&](int64_t i) { return work.left_rows[i]; });
+      }
+    }
+    flush();
+    // Where 16 bits leave too many undecided, the rest of the vectors does without them.
+    in_pairs = left * 4 < count;
+    left = 0;
+    undecided = 0;
   }
-  flush();
 }
 
-const SearchKernels kSearchKernels = {find_mean, pack_blocks, split_size, workspace_bytes, search};
+const SearchKernels kSearchKernels = {find_mean,  pack_blocks,     pairs_size, quantise_blocks,
+                                      split_size, workspace_bytes, search};
 
 }  // namespace
 }  // namespace vqcodec

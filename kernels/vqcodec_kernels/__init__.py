@@ -1,22 +1,34 @@
-"""Ops of vqcodec: nearest-codeword search and the exact integer layers of its prior.
+"""Ops of vqcodec: nearest-codeword search, what builds on it, and the integer layers of its prior.
 
-Each op has one file with its contract, its reference (`*_ref`) and the dispatch to the native
-C++ kernel where that is built. The package knows nothing of the codec; it raises
-ValueError, TypeError and RuntimeError only.
+Each op has one file with its contract; where there are kernels, C++ or Triton, with its reference
+(`*_ref`) and the choice between them. `quantize` and `kmeans` are made of the ops. The package
+knows nothing of the codec; it raises ValueError, TypeError and RuntimeError only.
 """
 
 from vqcodec_kernels._extension import native_isa
 from vqcodec_kernels.codebook_stats import codebook_stats
 from vqcodec_kernels.integer_layers import integer_argmax, integer_linear, integer_window
-from vqcodec_kernels.nearest_codeword import Nearest, nearest_codeword, nearest_codeword_ref
+from vqcodec_kernels.kmeans import KMeans, kmeans
+from vqcodec_kernels.nearest_codeword import (
+    Nearest,
+    SearchStats,
+    nearest_codeword,
+    nearest_codeword_ref,
+)
+from vqcodec_kernels.quantization import Quantized, quantize
 
 __all__ = [
+    "KMeans",
     "Nearest",
+    "Quantized",
+    "SearchStats",
     "codebook_stats",
     "integer_argmax",
     "integer_linear",
     "integer_window",
+    "kmeans",
     "native_isa",
     "nearest_codeword",
     "nearest_codeword_ref",
+    "quantize",
 ]

@@ -2,8 +2,8 @@
 
 `VQCODEC_NATIVE` decides at run time: `auto` (default) uses the extension if it was built, `0`
 never, `1` raises if it is missing, so that a test run cannot pass on the fallback by accident.
-`VQCODEC_ISA` (portable, avx2, avx512, avx512_bf16, amx) forces one instruction set. Triton kernels run on CUDA
-devices; with `TRITON_INTERPRET=1`, which is slow and meant for tests, on the CPU too.
+`VQCODEC_ISA` (portable, avx2, avx512, avx512_bf16, amx) forces one instruction set. Triton
+kernels run on CUDA devices; with `TRITON_INTERPRET=1`, which is slow and meant for tests, on the CPU too.
 """
 
 import importlib.util

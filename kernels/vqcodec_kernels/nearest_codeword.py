@@ -73,7 +73,8 @@ def nearest_codeword(
     (G, T, K) with bias_table (G, N) integers in [0, T). Torch tensors, or NumPy arrays throughout.
     Returns int64 (..., N), or a `Nearest` if a flag asks for more. Nothing carries a gradient.
 
-    precision: "exact" as the module says; "fast" takes the first pass at its word, without proof.
+    precision: "exact" as the module says; "fast" lets a backend take its first pass at its
+    word, without proof; the Triton kernel does, the others gain too little by it.
     backend: "torch" is the reference; "native" the C++ kernel, for the CPU; "triton" the GPU
     kernel, D up to 1024; neither takes float64. "auto" takes the fastest that can run.
     Raises ValueError or TypeError for shapes, dtypes, devices that do not fit, RuntimeError if an
@@ -149,21 +150,18 @@ def _search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator: index (G, N), distance (G, N) or empty, number of vectors rescored."""
     backend = _choose(backend, x)
-    valid = None
-    if table is not None and bias is not None and backend != "triton":
-        valid = (table >= 0) & (table < bias.shape[1])
-        if x.device.type == "cpu":
-            if not valid.all():
-                raise ValueError(f"bias_table must lie in [0, {bias.shape[1]})")
-            valid = None
-        else:
-            table = torch.where(valid, table, 0)
     if backend == "triton":
         from vqcodec_kernels.nearest_codeword_triton import search_triton
 
         return search_triton(x, codebook, bias, table, exact=exact, want_distance=want_distance)
     if backend == "native":
-        return _search_native(x, codebook, bias, table, exact, want_distance)
+        return _search_native(x, codebook, bias, table, want_distance)
+    valid = None
+    if table is not None and bias is not None:
+        valid = (table >= 0) & (table < bias.shape[1])
+        if x.device.type == "cpu" and not valid.all():
+            raise ValueError(f"bias_table must lie in [0, {bias.shape[1]})")
+        table = torch.where(valid, table, 0)
     index, distance = nearest_codeword_ref(x, codebook, bias, table)
     if valid is not None:
         index, distance = index.where(valid, -1), distance.where(valid, torch.nan)
@@ -177,7 +175,6 @@ def _search_native(
     codebook: Tensor,
     bias: Tensor | None,
     table: Tensor | None,
-    exact: bool,
     want_distance: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     index = torch.empty(x.shape[:2], dtype=torch.int64)
@@ -186,8 +183,7 @@ def _search_native(
         x,
         codebook.float().contiguous(),
         None if bias is None else bias.float().contiguous(),
-        None if table is None else table.to(torch.int32).contiguous(),
-        exact,
+        table,
         index,
         distance if want_distance else None,
         torch.get_num_threads(),
@@ -259,8 +255,10 @@ def _search_arrays(
     for name, array in arguments.items():
         if not isinstance(array, np.ndarray) and not (array is None and name.startswith("bias")):
             raise TypeError(f"x is a NumPy array, {name} is not: {type(array).__name__}")
-    tensors = [None if a is None else _from_numpy(name, a) for name, a in arguments.items()]
-    found = nearest_codeword(tensors[0], tensors[1], tensors[2], bias_table=tensors[3], **options)
+    tensors: dict[str, Any] = {
+        name: None if a is None else _from_numpy(name, a) for name, a in arguments.items()
+    }
+    found = nearest_codeword(**tensors, **options)
     if isinstance(found, Tensor):
         return found.numpy()
     return Nearest(
