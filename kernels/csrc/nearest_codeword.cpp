@@ -36,6 +36,7 @@ class PackedCodebooks {
         pairs_size_(split_size_ ? 0 : kernels.pairs_size(request.dim, shape_.blocks())),
         books_(count, shape_),
         mean_(count * request.dim),
+        norms_(count * shape_.blocks() * kBlock),
         packed_(count * shape_.blocks() * kBlock * request.dim),
         h_(count * request.tables * shape_.padded_size()),
         h_int_(pairs_size_ ? count * request.tables * shape_.padded_size() : 0),
@@ -51,6 +52,7 @@ class PackedCodebooks {
       book.codewords = request_.codewords + (first + i) * shape_.size * dim;
       book.bias = request_.bias ? request_.bias + (first + i) * tables * shape_.size : nullptr;
       book.mean = mean_.data + i * dim;
+      book.norms = norms_.data + i * blocks * kBlock;
       book.packed = packed_.data + i * blocks * kBlock * dim;
       book.h = h_.data + i * h_size;
       book.h_int = pairs_size_ ? h_int_.data + i * h_size : nullptr;
@@ -115,7 +117,9 @@ class PackedCodebooks {
   const Codebook shape_;
   const int64_t split_size_, pairs_size_;
   std::vector<Codebook> books_;
-  const Aligned<float> mean_, packed_, h_;
+  const Aligned<float> mean_;
+  const Aligned<double> norms_;
+  const Aligned<float> packed_, h_;
   const Aligned<int32_t> h_int_, pairs_;
   const Aligned<uint16_t> split_;
 };

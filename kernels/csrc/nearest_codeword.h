@@ -42,6 +42,7 @@ struct Codebook {
 
   // Written by `pack`; codewords with a NaN, an infinity or a bias over kHuge have an h of +inf.
   float* mean;    // (D)
+  double* norms;   // [blocks][8]: ||c'||^2
   float* packed;   // [blocks][D][8]
   float* h;        // [T][padded size]
   uint16_t* split; // [padded size / 16][D / 32][2][16][32] bfloat16, high then low parts, or null

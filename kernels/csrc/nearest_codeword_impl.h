@@ -96,7 +96,7 @@ Extent pack_blocks(const Codebook& book, int64_t first, int64_t last) {
   const int64_t padded = book.padded_size();
   for (int64_t b = first; b < last; ++b) {
     float* block = book.packed + b * book.dim * kBlock;
-    double norms[kBlock];
+    double* norms = book.norms + b * kBlock;
     for (int j = 0; j < kBlock; ++j) {
       const int64_t k = b * kBlock + j;
       const float* c = book.codewords + k * book.dim;
@@ -126,19 +126,23 @@ Extent pack_blocks(const Codebook& book, int64_t first, int64_t last) {
         extent.radius = length > extent.radius ? length : extent.radius;
         extent.in_range &= length < kLongest;
       }
-      norms[j] = norm;
+      norms[j] = finite ? norm : kInfinity;
     }
-    for (int64_t t = 0; t < book.tables; ++t) {
-      const float* bias = book.bias ? book.bias + t * book.size + b * kBlock : nullptr;
-      float* h = book.h + t * padded + b * kBlock;
-      const int count = book.size - b * kBlock < kBlock ? static_cast<int>(book.size - b * kBlock) : kBlock;
-      for (int j = 0; j < kBlock; ++j) {
-        const double added = bias && j < count ? bias[j] : 0.0;
-        extent.in_range &= !(added < -kHuge);
-        const bool usable = added < kHuge && norms[j] < std::numeric_limits<double>::infinity();
-        h[j] = usable ? static_cast<float>(0.5 * (norms[j] + added)) : kInfinity;
-      }
+  }
+  const int64_t from = first * kBlock, to = last * kBlock < book.size ? last * kBlock : book.size;
+  for (int64_t t = 0; t < book.tables; ++t) {
+    float* h = book.h + t * padded;
+    const float* bias = book.bias ? book.bias + t * book.size : nullptr;
+    int64_t outside = 0;  // as wide as the values, for the loop to be vectorised
+    for (int64_t k = from; k < to; ++k) {
+      const double added = bias ? bias[k] : 0.0f;
+      const double usable = added < kHuge ? book.norms[k] : kInfinity;
+      outside |= added < -kHuge ? 1 : 0;
+      // An infinite norm, of a codeword that is not finite, stays infinite; of a NaN bias, too.
+      h[k] = static_cast<float>(usable < kInfinity ? 0.5 * (usable + added) : kInfinity);
     }
+    extent.in_range &= outside == 0;
+    for (int64_t k = to; k < last * kBlock; ++k) h[k] = kInfinity;
   }
   if (last == book.blocks())
     for (int64_t t = 0; t < book.tables; ++t)
