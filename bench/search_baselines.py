@@ -463,7 +463,8 @@ def _torch_formulations(shape: Shape, *, compiled: bool) -> list[Competitor]:
         found["cdist+argmin"] = partial(prepare_cdist, chunk=64)
         if shape.dim == 1:
             found["searchsorted"] = prepare_searchsorted
+    eager = [Competitor(name, "torch", FLOAT32, prepare) for name, prepare in found.items()]
     # What torch needs to compile for the CPU.
     if compiled and shutil.which(os.environ.get("CXX", "g++")):
-        found["torch.compile, direct"] = prepare_compiled
-    return [Competitor(name, "torch", FLOAT32, prepare) for name, prepare in found.items()]
+        return [*eager, Competitor("torch.compile", "torch.compile", FLOAT32, prepare_compiled)]
+    return eager

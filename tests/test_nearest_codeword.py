@@ -8,6 +8,8 @@ is exact, `assert_equal_to_brute_force` wants the very index.
 
 import hashlib
 import importlib
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -251,6 +253,45 @@ def test_huge_finite_biases(backend: Backend, huge: float) -> None:
     assert_nearest(randn(100, 4, seed=2), randn(41, 4, seed=3), bias, backend=backend)
     assert_nearest(randn(100, 4, seed=2), randn(41, 4, seed=3), -bias, backend=backend)
     assert_nearest(randn(100, 4, seed=2), randn(41, 4, seed=3), bias.abs() + huge, backend=backend)
+
+
+@each_backend
+@pytest.mark.parametrize("dim", [4, 8, 63])
+def test_codewords_that_integers_round_apart(backend: Backend, dim: int) -> None:
+    # In units of the 16-bit pass: `near` is rounded down throughout, `other` up and down, and the
+    # vectors not at all. Their order is then that of the rounding, unless the bound knows of it.
+    step = (1 + 1e-6) / 16383 * (8 / dim) ** 0.5
+    near = torch.full((dim,), 5000.49).double()
+    other = torch.tensor([5000.56, 5000.38] * dim).double()[:dim]
+    far = torch.zeros(dim).double()
+    far[0] = 16383 * (dim / 8) ** 0.5
+    codebook = (torch.stack([far, -far, other, -other, other, -other, near, -near]) * step).float()
+    x = (torch.full((40, dim), 11000.0) * step).float()
+    assert_nearest(x, codebook, backend=backend)
+    assert_nearest(-x, codebook.flip(0).repeat_interleave(5, 0), backend=backend)
+
+
+@each_backend
+@pytest.mark.parametrize("dim", [16, 64, 200])
+def test_sums_that_round_one_way(backend: Backend, dim: int) -> None:
+    # Partial sums just above powers of two, by less than float32 can hold, and codewords whose
+    # scores differ by less than that.
+    x = torch.full((30, dim), 1 + 2.0**-12)
+    codebook = torch.full((24, dim), 1 - 2.0**-11)
+    codebook += 2.0**-23 * torch.arange(24)[:, None] * (1 - 2 * (torch.arange(dim) % 2))
+    codebook = torch.cat([codebook, -codebook])
+    assert_nearest(x, codebook, backend=backend)
+    assert_nearest(x + 2.0**-12 * randn(30, dim, seed=1), codebook.flip(0), backend=backend)
+
+
+@each_backend
+@pytest.mark.parametrize("dim", [3, 4, 70])
+def test_components_whose_squares_underflow(backend: Backend, dim: int) -> None:
+    small = 3e-20 * randn(40, dim, seed=1)
+    x = 1e-20 * randn(100, dim, seed=2)
+    assert_nearest(x, small, backend=backend)
+    small[0, 0] = 1
+    assert_nearest(x, small, backend=backend)
 
 
 @each_backend
@@ -591,6 +632,9 @@ def probe(backend: Backend = "native") -> dict[str, str]:
         assert isinstance(found, Nearest)
         data = found.index.numpy().tobytes() + found.distance.numpy().tobytes()
         digests[f"{dim} x {size}"] = hashlib.sha256(data).hexdigest()
+        # So far away that float64 cannot tell the codewords apart, though a first pass might.
+        far = nearest_codeword(1e17 * x, codebook, backend=backend)
+        digests[f"{dim} x {size}, far"] = hashlib.sha256(far.numpy().tobytes()).hexdigest()
     return digests
 
 
@@ -598,6 +642,34 @@ def probe(backend: Backend = "native") -> dict[str, str]:
 def probes() -> dict[str, tuple[str, str]]:
     """What `probe` prints under each instruction set."""
     return run_probes(__file__, (*ISAS, "nonsense"))
+
+
+@needs_native
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_memory_that_runs_out_in_a_thread(threads: int) -> None:
+    # 50 MB for each thread's panels, of 40 that there are.
+    code = f"""
+import resource, torch
+from vqcodec_kernels import nearest_codeword
+torch.set_num_threads({threads})
+nearest_codeword(torch.zeros(4096, 8), torch.zeros(300, 8), backend="native")
+x, codebook = torch.zeros(1, 1).expand(64, 1 << 18), torch.zeros(8, 1 << 18)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (40 << 20),) * 2)
+try:
+    nearest_codeword(x, codebook, backend="native")
+except MemoryError:
+    print("MemoryError")
+"""
+    paths = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "MemoryError", done.stderr
 
 
 @needs_native

@@ -118,7 +118,7 @@ class ResidualQuantizer:
             dim = self.config.blocks[b][1]
             vectors = residual[:, channels].reshape(len(residual), -1, dim).transpose(0, 1)
             found = nearest_codeword(
-                vectors.contiguous(),
+                vectors,
                 self.float_codebooks[stage][b][inside],
                 bias[rows],
                 bias_table=bias_table[rows],

@@ -18,7 +18,7 @@ int64_t split_size(int64_t dim, int64_t padded_size) {
 // Round to nearest even, as the upper half of the bits.
 template <typename Bits>
 inline Bits round_bits(Bits bits) {
-  return (bits + 0x7fff + ((bits >> 16) & 1)) & static_cast<int32_t>(0xffff0000);
+  return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
 }
 
 // Parts of codeword k go to split[k / 16][step][part][k % 16].
@@ -31,18 +31,18 @@ void split_blocks(const Codebook& book, int64_t first, int64_t last, Extent* ext
     const float* block = book.packed + k / kBlock * book.dim * kBlock + k % kBlock;
     for (int64_t d = 0; d < steps * kTile; ++d) {
       const float value = d < book.dim && k / kBlock < book.blocks() ? block[d * kBlock] : 0.0f;
-      int32_t bits;
+      uint32_t bits;
       std::memcpy(&bits, &value, 4);
-      const int32_t high_bits = round_bits(bits);
+      const uint32_t high_bits = round_bits(bits);
       float high_part, low_part;
       std::memcpy(&high_part, &high_bits, 4);
       const float rest = value - high_part;
       std::memcpy(&bits, &rest, 4);
-      const int32_t low_bits = round_bits(bits);
+      const uint32_t low_bits = round_bits(bits);
       std::memcpy(&low_part, &low_bits, 4);
       uint16_t* at = out + d / kTile * 2 * kTileValues + d % kTile;
-      at[0] = static_cast<uint16_t>(static_cast<uint32_t>(high_bits) >> 16);
-      at[kTileValues] = static_cast<uint16_t>(static_cast<uint32_t>(low_bits) >> 16);
+      at[0] = static_cast<uint16_t>(high_bits >> 16);
+      at[kTileValues] = static_cast<uint16_t>(low_bits >> 16);
       const double left = static_cast<double>(rest) - low_part;
       low += static_cast<double>(low_part) * low_part;
       error += left * left;
@@ -54,14 +54,16 @@ void split_blocks(const Codebook& book, int64_t first, int64_t last, Extent* ext
   }
 }
 
-inline VecF as_floats(VecI bits) {
+typedef uint32_t VecU __attribute__((vector_size(kLanes * 4)));
+
+inline VecF as_floats(VecU bits) {
   VecF value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline VecI as_bits(VecF value) {
-  VecI bits;
+inline VecU as_bits(VecF value) {
+  VecU bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
@@ -72,19 +74,19 @@ void split_panel(Panel* panel, int64_t dim) {
   for (int half = 0; half < 2; ++half) {
     VecF low_norm{}, error_norm{};
     for (int64_t pair = 0; pair < steps * kHalf; ++pair) {
-      VecI high_pair{}, low_pair{};
+      VecU high_pair{}, low_pair{};
       for (int i = 0; i < 2; ++i) {
         const int64_t d = 2 * pair + i;
         const VecF value = d < dim ? load(panel->x + d * kTile + half * kHalf) : VecF{};
-        const VecI high = round_bits(as_bits(value));
+        const VecU high = round_bits(as_bits(value));
         const VecF rest = value - as_floats(high);
-        const VecI low = round_bits(as_bits(rest));
+        const VecU low = round_bits(as_bits(rest));
         const VecF left = rest - as_floats(low);
         low_norm += as_floats(low) * as_floats(low);
         error_norm += left * left;
         // The first of a pair is in the lower half of a lane.
-        high_pair |= i == 0 ? (high >> 16) & 0xffff : high;
-        low_pair |= i == 0 ? (low >> 16) & 0xffff : low;
+        high_pair |= i == 0 ? high >> 16 : high;
+        low_pair |= i == 0 ? low >> 16 : low;
       }
       uint16_t* at = panel->split + (pair / kHalf * 4 + half) * kTileValues + pair % kHalf * kTile;
       std::memcpy(at, &high_pair, sizeof high_pair);
@@ -121,12 +123,12 @@ void scan_split(Panel* panel, const Codebook& book, const float* h, int64_t firs
 float split_bound(const Codebook& book, float norm, float low_squared, float error_squared) {
   if (!book.split) return 0.0f;
   const float steps = static_cast<float>(split_steps(book.dim));
-  const float low = 1.001f * std::sqrt(low_squared) + 1e-18f * std::sqrt(static_cast<float>(book.dim));
-  const float error = 1.001f * std::sqrt(error_squared) + 1e-18f * std::sqrt(static_cast<float>(book.dim));
+  const Bound bound(book);
+  const float low = bound.length(low_squared), error = bound.length(error_squared);
   // A product of tiles sums 32 products, then adds them; three of them to a step.
   const float sums = 0x1p-24f * (36 + 3 * steps) * 1.03f;
   return 1.01f * (error * book.radius + norm * book.split_error + low * book.split_low) +
-         sums * norm * book.radius + 3 * 4e-38f * static_cast<float>(book.dim) * (2 + book.radius + norm);
+         sums * norm * book.radius + 3 * bound.tiny * (2 + book.radius + norm);
 }
 
 }  // namespace

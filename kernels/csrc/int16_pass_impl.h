@@ -6,7 +6,8 @@
 namespace vqcodec {
 namespace {
 
-constexpr int64_t kPairsFrom = 3;  // dimensions; below, codewords are too close for 16 bits
+// Dimensions: below, codewords are too close for 16 bits; above, errors outgrow `kTrusted`.
+constexpr int64_t kPairsFrom = 3, kPairsTo = 4096;
 constexpr float kLongestVector = 32766.0f;
 // |x.c| < 2^29 by Cauchy and Schwarz, also of partial sums. Codewords with a larger h cannot win
 // against a score below kTrusted.
@@ -16,7 +17,7 @@ constexpr int32_t kTrusted = (1 << 29) - (1 << 22);
 int64_t pairs_of(int64_t dim) { return (dim + 1) / 2; }
 
 int64_t pairs_size(int64_t dim, int64_t blocks) {
-  return dim < kPairsFrom ? 0 : blocks * kBlock * pairs_of(dim);
+  return dim < kPairsFrom || dim > kPairsTo ? 0 : blocks * kBlock * pairs_of(dim);
 }
 
 // Writes pairs and h of blocks [first, last) by `scale`; returns the longest rounding error of a
@@ -199,7 +200,8 @@ void scan_pairs(Panel* panel, const Codebook& book, int64_t first, int64_t last)
 // As `judge`, of integer scores: threshold_int, and decided 2 or, if the score is not decisive, 0.
 void judge_pairs(Panel* panel, const Codebook& book) {
   const float radius = static_cast<float>(kLongestCodeword) * 1.001f;
-  // Of the subtraction of the mean and of the scaling, 2^-24 of up to 2^15 each.
+  // Of the subtraction of the mean and of the scaling, 2^-24 of up to 2^15 each, of either side. It
+  // also has to hold what float32 made of h and of the codewords before they were rounded.
   const float rounding = 0.005f * std::sqrt(static_cast<float>(book.dim));
   for (int r = 0; r < panel->width; ++r) {
     const float length = 1.001f * std::sqrt(panel->norm[r]) * book.scale + rounding;

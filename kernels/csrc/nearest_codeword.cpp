@@ -131,12 +131,12 @@ bool copy_rows(const TableRows& rows, int64_t group, int64_t from, int64_t to, i
   for (int64_t i = from; i < to; ++i) {
     const T value = values[i * rows.stride];
     inside &= value >= 0 && static_cast<uint64_t>(value) < static_cast<uint64_t>(tables);
-    out[i] = static_cast<int32_t>(value);
+    out[i - from] = static_cast<int32_t>(value);
   }
   return inside;
 }
 
-// Rows [from, to) of a group as int32; whether all lie in [0, tables).
+// Rows [from, to) of a group to out[0], ... as int32; whether all lie in [0, tables).
 bool read_rows(const TableRows& rows, int64_t group, int64_t from, int64_t to, int64_t tables, int32_t* out) {
   switch (rows.type) {
     case Integer::kInt8: return copy_rows<int8_t>(rows, group, from, to, tables, out);
@@ -168,7 +168,7 @@ int64_t search_groups(const SearchRequest& request, int threads) {
     Vectors x{static_cast<const char*>(request.vectors) + group * request.strides[0] * item,
               request.type, request.strides[1], request.strides[2], request.dim, nullptr};
     if (request.rows.data) {
-      scratch->rows.resize(n);
+      scratch->rows.resize(to - from);
       if (!read_rows(request.rows, group, from, to, request.tables, scratch->rows.data())) {
         inside = false;
         return;

@@ -31,7 +31,7 @@ struct Vectors {
   const void* data;
   Scalar type;
   int64_t row_stride, dim_stride, dim;
-  const int32_t* table;  // (N) row of the bias for each vector, or null for row 0
+  const int32_t* table;  // row of the bias for each vector of a call, or null for row 0
 };
 
 // One group's codebook. The caller owns all memory.

@@ -66,6 +66,41 @@ inline float value_at(const Vectors& x, int64_t i) {
   }
 }
 
+// --- the bound -------------------------------------------------------------------------------
+
+// No score of a nearest codeword is above the threshold (docs/kernels.md); NaN, which nothing
+// reaches, if float32 cannot tell. best: the least score; norm: ||x'||^2; split: `split_bound`.
+struct Bound {
+  float dim, unit, last_word, tiny, shortest, radius;
+
+  explicit Bound(const Codebook& book) {
+    dim = static_cast<float>(book.dim);
+    const float folded = dim < kFold ? dim : kFold + dim / kFold + 1;
+    unit = 0x1p-24f * 1.01f * (kRoundings * folded + 5);
+    radius = book.radius;
+    // Of the scores in float64, so that what they cannot tell apart is left to them.
+    last_word = 0x1p-51f * (dim + 3);
+    // What underflow can cost, in sums and, by the components it takes away, in the norm.
+    tiny = 4e-38f * dim;
+    shortest = 1e-18f * std::sqrt(dim);
+  }
+
+  // The norm is a sum of D terms in float32.
+  inline float length(float norm) const {
+    return (1.001f + 0x1p-23f * dim) * std::sqrt(norm) + shortest;
+  }
+
+  inline float threshold(float best, float length, float split) const {
+    const float reach = length * (radius + shortest);
+    const float upper = best + unit * std::fabs(best) + 4 * unit * reach +
+                        tiny * (2 + radius + length) + 2 * split +
+                        last_word * (length + radius) * (length + radius);
+    // An infinite threshold would let in the codewords that fill up the last block.
+    const bool trusted = reach < 1e29f && std::fabs(best) < 1e29f && upper < 1e30f;
+    return trusted ? upper + 2 * unit * std::fabs(upper) : std::numeric_limits<float>::quiet_NaN();
+  }
+};
+
 // --- packing the codebook --------------------------------------------------------------------
 
 // Mean of dimensions [first, last) over the codewords that are finite and not too long.
@@ -183,20 +218,26 @@ inline Vec4 load4(const float* p) {
   return v;
 }
 
+#ifdef __clang__
+#define VQCODEC_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t Pick __attribute__((vector_size(16)));
+#define VQCODEC_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Pick{__VA_ARGS__})
+#endif
+
 // Four vectors by four dimensions at a time: half a shuffle for each value.
 inline void pack_tile(const float* const* rows, const float* mean, float* out, int width) {
   const Vec4 m = load4(mean);
   const Vec4 a = load4(rows[0]) - m, b = load4(rows[1]) - m;
   const Vec4 c = load4(rows[2]) - m, d = load4(rows[3]) - m;
-  typedef int32_t Pick __attribute__((vector_size(16)));
-  const Vec4 ab_low = __builtin_shuffle(a, b, Pick{0, 4, 1, 5});
-  const Vec4 ab_high = __builtin_shuffle(a, b, Pick{2, 6, 3, 7});
-  const Vec4 cd_low = __builtin_shuffle(c, d, Pick{0, 4, 1, 5});
-  const Vec4 cd_high = __builtin_shuffle(c, d, Pick{2, 6, 3, 7});
-  const Vec4 columns[4] = {__builtin_shuffle(ab_low, cd_low, Pick{0, 1, 4, 5}),
-                           __builtin_shuffle(ab_low, cd_low, Pick{2, 3, 6, 7}),
-                           __builtin_shuffle(ab_high, cd_high, Pick{0, 1, 4, 5}),
-                           __builtin_shuffle(ab_high, cd_high, Pick{2, 3, 6, 7})};
+  const Vec4 ab_low = VQCODEC_SHUFFLE(a, b, 0, 4, 1, 5);
+  const Vec4 ab_high = VQCODEC_SHUFFLE(a, b, 2, 6, 3, 7);
+  const Vec4 cd_low = VQCODEC_SHUFFLE(c, d, 0, 4, 1, 5);
+  const Vec4 cd_high = VQCODEC_SHUFFLE(c, d, 2, 6, 3, 7);
+  const Vec4 columns[4] = {VQCODEC_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5),
+                           VQCODEC_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7),
+                           VQCODEC_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5),
+                           VQCODEC_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7)};
   for (int i = 0; i < 4; ++i) std::memcpy(out + i * width, &columns[i], sizeof(Vec4));
 }
 
@@ -402,33 +443,7 @@ void scan(Panel* panel, const Codebook& book, int64_t first, int64_t last) {
   }
 }
 
-// --- the bound and the last word -------------------------------------------------------------
-
-// No score of a nearest codeword is above the threshold (docs/kernels.md); NaN, which nothing
-// reaches, if float32 cannot tell. best: the least score; norm: ||x'||^2; split: `split_bound`.
-struct Bound {
-  float dim, unit, tiny, shortest, radius;
-
-  explicit Bound(const Codebook& book) {
-    dim = static_cast<float>(book.dim);
-    const float folded = dim < kFold ? dim : kFold + dim / kFold + 1;
-    unit = 0x1p-24f * 1.01f * (kRoundings * folded + 5);
-    radius = book.radius;
-    // What underflow can cost, in sums and, by the components it takes away, in the norm.
-    tiny = 4e-38f * dim;
-    shortest = 1e-18f * std::sqrt(dim);
-  }
-
-  inline float length(float norm) const { return 1.001f * std::sqrt(norm) + shortest; }
-
-  inline float threshold(float best, float length, float split) const {
-    const float reach = length * (radius + shortest);
-    const float upper =
-        best + unit * std::fabs(best) + 4 * unit * reach + tiny * (2 + radius + length) + 2 * split;
-    const bool trusted = reach < 1e29f && std::fabs(best) < 1e29f;
-    return trusted ? upper + 2 * unit * std::fabs(upper) : std::numeric_limits<float>::quiet_NaN();
-  }
-};
+// --- the last word ---------------------------------------------------------------------------
 
 // decided: 2 if no block but the best one reaches the threshold, 1 if one does, 0 if float32 cannot tell.
 void judge(Panel* panel, const Codebook& book) {
@@ -730,11 +745,11 @@ void search(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, 
       std::memset(starts, 0, sizeof(int32_t) * (book.tables + 1));
       // The vectors are about to be read in the order of their tables, which no hardware foresees.
       for (int64_t i = 0; i < count; ++i) {
-        ++starts[x.table[base + i] + 1];
+        ++starts[x.table[base - begin + i] + 1];
         prefetch_vector(x, base + i);
       }
       for (int64_t t = 0; t < book.tables; ++t) starts[t + 1] += starts[t];
-      for (int64_t i = 0; i < count; ++i) order[starts[x.table[base + i]]++] = static_cast<int32_t>(i);
+      for (int64_t i = 0; i < count; ++i) order[starts[x.table[base - begin + i]]++] = static_cast<int32_t>(i);
       for (int64_t t = 0; t < book.tables; ++t)
         add(t == 0 ? 0 : starts[t - 1], starts[t], t, [=](int64_t i) { return base + order[i]; });
     }

@@ -39,6 +39,8 @@ def codebook_stats(x: Tensor, index: Tensor, size: int) -> tuple[Tensor, Tensor]
             "expected x (N, D) with index (N,) or x (G, N, D) with index (G, N), "
             f"got {tuple(x.shape)} and {tuple(index.shape)}"
         )
+    if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool):
+        raise TypeError(f"size must be an integer, got {type(size).__name__}")
     if size < 1:
         raise ValueError(f"size must be positive, got {size}")
     # An operator without a gradient may not see tensors that want one.

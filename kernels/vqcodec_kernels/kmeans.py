@@ -6,7 +6,7 @@
 Layout: x (N, D) and codebook (K, D), or (G, N, D) and (G, K, D). What comes back fits together:
 index is the nearest codeword in that codebook, inertia the formula for both in float64. A step
 that does not lower the inertia is not taken. Codewords without vectors move to the vectors that
-lie farthest from theirs. All groups draw the same random numbers, so that a group's result is the
+lie farthest from theirs. All groups draw the same random numbers, so that a group's codebook is the
 one it would have alone; the same seed gives the same result on the same device (on a GPU up to
 the order of sums, which `torch.use_deterministic_algorithms` fixes).
 
@@ -80,7 +80,7 @@ def kmeans(
             raise TypeError("x is a NumPy array, init is not: Tensor")
         vectors = _from_numpy("x", x)
         start = _from_numpy("init", init) if isinstance(init, np.ndarray) else init
-    size, iterations = operator.index(size), operator.index(iterations)
+    size, iterations, seed = operator.index(size), operator.index(iterations), operator.index(seed)
     _check(vectors, size, iterations, tolerance)
     grouped = vectors.ndim == 3
     vectors = (vectors if grouped else vectors.unsqueeze(0)).detach()

@@ -6,7 +6,8 @@ Layout: x (..., N, D) with codebook (K, D), or G groups at once, x (G, N, D) wit
 (G, K, D). Three backends keep one contract, which `precision="exact"` (the default) makes a proof:
 
 - No index returned costs more than the least cost by more than D * 2^-50 of distance + |bias|.
-- Costs that are equal in float64, direct form, go to the lowest index: copies are never chosen.
+- Equal codewords with equal bias go to the lowest index: a copy is never chosen. So do ties of
+  costs that float64 holds exactly; costs closer than the above may go either way.
 - A NaN cost counts as +inf. A codeword whose cost is +inf is never chosen unless all are: then
   (a vector with a NaN, for one) the index is 0 and the distance +inf.
 
@@ -158,6 +159,7 @@ def _search(
         return _search_native(x, codebook, bias, table, want_distance)
     valid = None
     if table is not None and bias is not None:
+        table = table.long()  # beyond 2^63, negative: as invalid as before
         valid = (table >= 0) & (table < bias.shape[1])
         if x.device.type == "cpu" and not valid.all():
             raise ValueError(f"bias_table must lie in [0, {bias.shape[1]})")
@@ -288,6 +290,8 @@ def _as_groups(
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
         if name != "bias_table" and tensor.dtype not in _DTYPES:
             raise TypeError(f"{name} must be floating point of 16 to 64 bits, got {tensor.dtype}")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got {tensor.layout}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
     if codebook.dtype != x.dtype:
