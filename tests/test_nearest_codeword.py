@@ -272,16 +272,18 @@ def test_codewords_that_integers_round_apart(backend: Backend, dim: int) -> None
 
 
 @each_backend
-@pytest.mark.parametrize("dim", [16, 64, 200])
-def test_sums_that_round_one_way(backend: Backend, dim: int) -> None:
-    # Partial sums just above powers of two, by less than float32 can hold, and codewords whose
-    # scores differ by less than that.
-    x = torch.full((30, dim), 1 + 2.0**-12)
-    codebook = torch.full((24, dim), 1 - 2.0**-11)
-    codebook += 2.0**-23 * torch.arange(24)[:, None] * (1 - 2 * (torch.arange(dim) % 2))
+def test_sums_that_round_one_way(backend: Backend) -> None:
+    # Each of 63 terms of `up` is rounded up to a unit in the last place of the sum, each of `down`
+    # to nothing: in float32 the first seems to have the larger product, by 51 units.
+    unit = 2.0**-23
+    up, down = torch.full((2, 64), 0.6 * unit).unbind()
+    down = down * 0.75
+    up[0], down[0] = 1, 1 + 12 * unit
+    codebook = torch.cat([up.expand(8, 64), down.expand(8, 64)])
     codebook = torch.cat([codebook, -codebook])
-    assert_nearest(x, codebook, backend=backend)
-    assert_nearest(x + 2.0**-12 * randn(30, dim, seed=1), codebook.flip(0), backend=backend)
+    bias = -codebook.double().square().sum(1).float()
+    index = assert_nearest(torch.ones(20, 64), codebook, bias, backend=backend)
+    assert (index == 8).all()
 
 
 @each_backend
