@@ -46,14 +46,19 @@ double quantise_blocks(const Codebook& book, int64_t first, int64_t last) {
     }
     for (int j = 0; j < kBlock; ++j) longest = errors[j] > longest ? errors[j] : longest;
   }
+  // Adding and taking away 1.5 * 2^52 rounds to the nearest whole number.
+  constexpr double kMagic = 6755399441055744.0;
   for (int64_t t = 0; t < book.tables; ++t) {
-    bool fits = true;
-    for (int64_t k = t * padded + first * kBlock; k < t * padded + last * kBlock; ++k) {
-      const double h = static_cast<double>(book.h[k]) * scale * scale;
-      fits &= h >= -kLargestH;
-      book.h_int[k] = static_cast<int32_t>(std::nearbyint(h < kLargestH ? h : kLargestH));
+    Mask8 outside{};
+    for (int64_t k = t * padded + first * kBlock; k < t * padded + last * kBlock; k += kBlock) {
+      const Vec8D h = __builtin_convertvector(load8(book.h + k), Vec8D) * (scale * scale);
+      outside |= h < -kLargestH;
+      const Vec8D cut = h < kLargestH ? h : Vec8D{} + kLargestH;
+      const Vec8I whole = __builtin_convertvector((cut + kMagic) - kMagic, Vec8I);
+      std::memcpy(book.h_int + k, &whole, sizeof whole);
     }
-    if (!fits) return -1.0;
+    for (int j = 0; j < kBlock; ++j)
+      if (outside[j]) return -1.0;
   }
   return std::sqrt(longest);
 }
@@ -197,7 +202,7 @@ void scan_pairs(Panel* panel, const Codebook& book, int64_t first, int64_t last)
   }
 }
 
-// As `judge`, of integer scores: threshold_int, and decided 2 or, if the score is not decisive, 0.
+// As `judge`, of integer scores: threshold_int and decided.
 void judge_pairs(Panel* panel, const Codebook& book) {
   const float radius = static_cast<float>(kLongestCodeword) * 1.001f;
   // Of the subtraction of the mean and of the scaling, 2^-24 of up to 2^15 each, of either side. It
@@ -210,7 +215,7 @@ void judge_pairs(Panel* panel, const Codebook& book) {
     const bool fits = panel->fits[r] && panel->best_int[r] < kTrusted;
     const int32_t threshold = fits ? panel->best_int[r] + static_cast<int32_t>(2.0f * bound) + 1 : 0;
     panel->threshold_int[r] = threshold;
-    panel->decided[r] = fits && panel->second_int[r] > threshold ? 2 : 0;
+    panel->decided[r] = !fits ? 0 : panel->second_int[r] > threshold ? 2 : 1;
   }
 }
 

@@ -66,11 +66,13 @@ Choice choose() {
   const std::string want = forced ? forced : "";
 #ifdef VQCODEC_X86
   if (want == "amx" || (want.empty() && has_amx() && amx_multiplies())) {
-    if (!has_amx()) throw std::runtime_error("VQCODEC_ISA=amx, but this CPU or system lacks AMX with bfloat16");
+    if (!has_amx())
+      throw std::runtime_error("VQCODEC_ISA=amx, but this CPU or system lacks AMX with bfloat16");
     return {"amx", amx_kernels()};
   }
   if (want == "avx512_bf16") {
-    if (!has_avx512_bf16()) throw std::runtime_error("VQCODEC_ISA=avx512_bf16, but this CPU lacks AVX-512 BF16");
+    if (!has_avx512_bf16())
+      throw std::runtime_error("VQCODEC_ISA=avx512_bf16, but this CPU lacks AVX-512 BF16");
     return {"avx512_bf16", avx512_bf16_kernels()};
   }
   if (want == "avx512" || (want.empty() && has_avx512())) {

@@ -8,8 +8,9 @@
 // still lies below it is scored in float64, in the direct form sum (x - c)^2 + bias.
 //
 // On CPUs with 16-bit dot products (AVX-512 VNNI) a pass in integers comes before it, which decides
-// most vectors at twice the speed. On CPUs with bfloat16 tiles (AMX) the pass over long vectors works on x' and c' split into
-// two bfloat16 each, with three products of tiles, and a bound of its own.
+// most vectors at twice the speed. On CPUs with bfloat16 tiles (AMX) the pass over long vectors
+// works on x' and c' split into two bfloat16 each, with three products of tiles, and a bound of
+// its own.
 //
 // Layout: vectors are packed in panels [D][width], lanes along vectors; codewords in blocks
 // [K/8][D][8], each value broadcast to the lanes.

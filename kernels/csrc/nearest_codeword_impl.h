@@ -3,404 +3,19 @@
 // size of its tiles (kRows lane vectors by kCodes codewords) and its roundings a product-sum.
 // Templates of the standard library are kept out: the linker might take a copy of one that was
 // compiled for another instruction set.
-#include <cmath>
-#include <cstring>
-#include <limits>
-
-#include "kernels.h"
+#include "codebook_packing_impl.h"
+#include "float_pass_impl.h"
 
 namespace vqcodec {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// Beyond these, sums in float32 might overflow. A codeword with a bias over kHuge is left out of
-// the first pass, which then is trusted only below a tenth of it.
-constexpr double kHuge = 1e30;
-constexpr double kLongest = 1e14;
-// Sums of more dimensions than this are folded, so that the bound grows with D / 64 only.
-constexpr int kFold = 64;
-constexpr int kWidth = kRows * kLanes;  // vectors in a panel
 constexpr int64_t kPanelBytes = 1 << 18;
 constexpr int64_t kCodebookBytes = 1 << 19;
 constexpr int64_t kChunk = 8192;  // vectors sorted by table at a time
 constexpr int64_t kFew = 4;       // vectors that are not worth a panel
+constexpr int64_t kCachedBytes = 1 << 14;
 
-typedef double Vec8D __attribute__((vector_size(64)));
-
-inline Vec8 load8(const float* p) {
-  Vec8 v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline float from_half(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
-  const uint32_t magnitude = half & 0x7fff;
-  uint32_t bits;
-  if (magnitude >= 0x7c00) {
-    bits = sign | 0x7f800000 | (magnitude << 13);
-  } else if (magnitude >= 0x0400) {
-    bits = sign | ((magnitude << 13) + (112u << 23));
-  } else {  // zero or subnormal: magnitude * 2^-24, exactly
-    const float value = static_cast<float>(magnitude) * 0x1p-24f;
-    return sign ? -value : value;
-  }
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-inline float from_bfloat(uint16_t bfloat) {
-  const uint32_t bits = static_cast<uint32_t>(bfloat) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-// Value i of an array of any of the three types.
-inline float value_at(const Vectors& x, int64_t i) {
-  switch (x.type) {
-    case Scalar::kFloat16: return from_half(static_cast<const uint16_t*>(x.data)[i]);
-    case Scalar::kBfloat16: return from_bfloat(static_cast<const uint16_t*>(x.data)[i]);
-    default: return static_cast<const float*>(x.data)[i];
-  }
-}
-
-// --- the bound -------------------------------------------------------------------------------
-
-// No score of a nearest codeword is above the threshold (docs/kernels.md); NaN, which nothing
-// reaches, if float32 cannot tell. best: the least score; norm: ||x'||^2; split: `split_bound`.
-struct Bound {
-  float dim, unit, last_word, tiny, shortest, radius;
-
-  explicit Bound(const Codebook& book) {
-    dim = static_cast<float>(book.dim);
-    const float folded = dim < kFold ? dim : kFold + dim / kFold + 1;
-    unit = 0x1p-24f * 1.01f * (kRoundings * folded + 5);
-    radius = book.radius;
-    // Of the scores in float64, so that what they cannot tell apart is left to them.
-    last_word = 0x1p-51f * (dim + 3);
-    // What underflow can cost, in sums and, by the components it takes away, in the norm.
-    tiny = 4e-38f * dim;
-    shortest = 1e-18f * std::sqrt(dim);
-  }
-
-  // The norm is a sum of D terms in float32.
-  inline float length(float norm) const {
-    return (1.001f + 0x1p-23f * dim) * std::sqrt(norm) + shortest;
-  }
-
-  inline float threshold(float best, float length, float split) const {
-    const float reach = length * (radius + shortest);
-    const float upper = best + unit * std::fabs(best) + 4 * unit * reach +
-                        tiny * (2 + radius + length) + 2 * split +
-                        last_word * (length + radius) * (length + radius);
-    // An infinite threshold would let in the codewords that fill up the last block.
-    const bool trusted = reach < 1e29f && std::fabs(best) < 1e29f && upper < 1e30f;
-    return trusted ? upper + 2 * unit * std::fabs(upper) : std::numeric_limits<float>::quiet_NaN();
-  }
-};
-
-// --- packing the codebook --------------------------------------------------------------------
-
-// Mean of dimensions [first, last) over the codewords that are finite and not too long.
-void find_mean(const Codebook& book, int64_t first, int64_t last) {
-  constexpr int64_t kSome = 64;
-  for (int64_t d0 = first; d0 < last; d0 += kSome) {
-    const int64_t count = last - d0 < kSome ? last - d0 : kSome;
-    double sums[kSome] = {};
-    int64_t used = 0;
-    for (int64_t k = 0; k < book.size; ++k) {
-      const float* c = book.codewords + k * book.dim + d0;
-      bool usable = true;
-      for (int64_t d = 0; d < count; ++d) usable &= std::fabs(c[d]) <= static_cast<float>(kLongest);
-      if (!usable) continue;
-      ++used;
-      for (int64_t d = 0; d < count; ++d) sums[d] += c[d];
-    }
-    for (int64_t d = 0; d < count; ++d)
-      book.mean[d0 + d] = used ? static_cast<float>(sums[d] / static_cast<double>(used)) : 0.0f;
-  }
-}
-
-void split_blocks(const Codebook& book, int64_t first, int64_t last, Extent* extent);
-
-// Packs blocks [first, last); the mean must be there.
-Extent pack_blocks(const Codebook& book, int64_t first, int64_t last) {
-  Extent extent{0.0, 0.0, 0.0, true};
-  const int64_t padded = book.padded_size();
-  for (int64_t b = first; b < last; ++b) {
-    float* block = book.packed + b * book.dim * kBlock;
-    double* norms = book.norms + b * kBlock;
-    for (int j = 0; j < kBlock; ++j) {
-      const int64_t k = b * kBlock + j;
-      const float* c = book.codewords + k * book.dim;
-      double norm = std::numeric_limits<double>::quiet_NaN();
-      if (k < book.size) {
-        double sums[4] = {};
-        int64_t d = 0;
-        for (; d + 4 <= book.dim; d += 4) {
-          for (int i = 0; i < 4; ++i) {
-            const double difference = static_cast<double>(c[d + i]) - book.mean[d + i];
-            sums[i] += difference * difference;
-            block[(d + i) * kBlock + j] = c[d + i] - book.mean[d + i];
-          }
-        }
-        for (; d < book.dim; ++d) {
-          const double difference = static_cast<double>(c[d]) - book.mean[d];
-          sums[0] += difference * difference;
-          block[d * kBlock + j] = c[d] - book.mean[d];
-        }
-        norm = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      }
-      const bool finite = norm < std::numeric_limits<double>::infinity();
-      if (!finite) {
-        for (int64_t d = 0; d < book.dim; ++d) block[d * kBlock + j] = 0.0f;
-      } else {
-        const double length = std::sqrt(norm);
-        extent.radius = length > extent.radius ? length : extent.radius;
-        extent.in_range &= length < kLongest;
-      }
-      norms[j] = finite ? norm : kInfinity;
-    }
-  }
-  const int64_t from = first * kBlock, to = last * kBlock < book.size ? last * kBlock : book.size;
-  for (int64_t t = 0; t < book.tables; ++t) {
-    float* h = book.h + t * padded;
-    const float* bias = book.bias ? book.bias + t * book.size : nullptr;
-    int64_t outside = 0;  // as wide as the values, for the loop to be vectorised
-    for (int64_t k = from; k < to; ++k) {
-      const double added = bias ? bias[k] : 0.0f;
-      const double usable = added < kHuge ? book.norms[k] : kInfinity;
-      outside |= added < -kHuge ? 1 : 0;
-      // An infinite norm, of a codeword that is not finite, stays infinite; of a NaN bias, too.
-      h[k] = static_cast<float>(usable < kInfinity ? 0.5 * (usable + added) : kInfinity);
-    }
-    extent.in_range &= outside == 0;
-    for (int64_t k = to; k < last * kBlock; ++k) h[k] = kInfinity;
-  }
-  if (last == book.blocks())
-    for (int64_t t = 0; t < book.tables; ++t)
-      for (int64_t k = last * kBlock; k < padded; ++k) book.h[t * padded + k] = kInfinity;
-  if (book.split) split_blocks(book, first, last, &extent);
-  return extent;
-}
-
-// --- panels ----------------------------------------------------------------------------------
-
-struct Panel {
-  float* x;  // [D][width], centred
-  int width, count;
-  int64_t table;
-  int64_t rows[kWidth];
-  alignas(64) float norm[kWidth];    // ||x'||^2
-  alignas(64) float best[kWidth];    // least score
-  alignas(64) float second[kWidth];  // least score of the blocks other than `block`
-  alignas(64) int32_t block[kWidth];
-  alignas(64) float threshold[kWidth];
-  uint16_t* split;  // [D / 32][2][2][16][16][2]: high and low parts, halves of the lanes, pairs of dimensions
-  alignas(64) float split_low[kWidth];    // squared norms, zero without a split
-  alignas(64) float split_error[kWidth];
-  alignas(64) int32_t decided[kWidth];
-  int32_t* pairs;  // [D / 2][width] pairs of int16, and what belongs to the pass over them
-  alignas(64) int32_t fits[kWidth];
-  alignas(64) float pair_error[kWidth];  // squared norm of the rounding error
-  alignas(64) int32_t best_int[kWidth];
-  alignas(64) int32_t second_int[kWidth];
-  alignas(64) int32_t threshold_int[kWidth];
-};
-
-typedef float Vec4 __attribute__((vector_size(16)));
-
-inline Vec4 load4(const float* p) {
-  Vec4 v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-#ifdef __clang__
-#define VQCODEC_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-typedef int32_t Pick __attribute__((vector_size(16)));
-#define VQCODEC_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Pick{__VA_ARGS__})
-#endif
-
-// Four vectors by four dimensions at a time: half a shuffle for each value.
-inline void pack_tile(const float* const* rows, const float* mean, float* out, int width) {
-  const Vec4 m = load4(mean);
-  const Vec4 a = load4(rows[0]) - m, b = load4(rows[1]) - m;
-  const Vec4 c = load4(rows[2]) - m, d = load4(rows[3]) - m;
-  const Vec4 ab_low = VQCODEC_SHUFFLE(a, b, 0, 4, 1, 5);
-  const Vec4 ab_high = VQCODEC_SHUFFLE(a, b, 2, 6, 3, 7);
-  const Vec4 cd_low = VQCODEC_SHUFFLE(c, d, 0, 4, 1, 5);
-  const Vec4 cd_high = VQCODEC_SHUFFLE(c, d, 2, 6, 3, 7);
-  const Vec4 columns[4] = {VQCODEC_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5),
-                           VQCODEC_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7),
-                           VQCODEC_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5),
-                           VQCODEC_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7)};
-  for (int i = 0; i < 4; ++i) std::memcpy(out + i * width, &columns[i], sizeof(Vec4));
-}
-
-void pack_panel(const Vectors& x, const float* mean, Panel* panel) {
-  const int width = panel->width;
-  // The lanes that are left over repeat the last vector.
-  for (int r = panel->count; r < width; ++r) panel->rows[r] = panel->rows[panel->count - 1];
-  int64_t done = 0;
-  if (x.type == Scalar::kFloat32 && x.dim_stride == 1) {
-    const float* data = static_cast<const float*>(x.data);
-    done = x.dim / 4 * 4;
-    for (int r = 0; r < width; r += 4) {
-      const float* rows[4];
-      for (int i = 0; i < 4; ++i) rows[i] = data + panel->rows[r + i] * x.row_stride;
-      for (int64_t d = 0; d < done; d += 4) {
-        const float* here[4] = {rows[0] + d, rows[1] + d, rows[2] + d, rows[3] + d};
-        pack_tile(here, mean + d, panel->x + d * width + r, width);
-      }
-    }
-  }
-  for (int64_t d = done; d < x.dim; ++d)
-    for (int r = 0; r < width; ++r)
-      panel->x[d * width + r] =
-          value_at(x, panel->rows[r] * x.row_stride + d * x.dim_stride) - mean[d];
-  for (int r = 0; r < width; r += kLanes) {
-    VecF norm{};
-    for (int64_t d = 0; d < x.dim; ++d) {
-      const VecF value = load(panel->x + d * width + r);
-      norm += value * value;
-    }
-    store(panel->norm + r, norm);
-    store(panel->best + r, splat(kInfinity));
-    store(panel->second + r, splat(kInfinity));
-    store(panel->split_low + r, VecF{});
-    store(panel->split_error + r, VecF{});
-    std::memset(panel->block + r, 0, sizeof(int32_t) * kLanes);
-    const VecI largest = VecI{} + std::numeric_limits<int32_t>::max();
-    std::memcpy(panel->best_int + r, &largest, sizeof largest);
-    std::memcpy(panel->second_int + r, &largest, sizeof largest);
-  }
-}
-
-// --- the first pass --------------------------------------------------------------------------
-
-template <int R>
-struct Running {
-  VecF best[R], second[R];
-  VecI block[R];
-
-  inline void read(const Panel& panel) {
-    for (int r = 0; r < R; ++r) {
-      best[r] = load(panel.best + r * kLanes);
-      second[r] = load(panel.second + r * kLanes);
-      std::memcpy(&block[r], panel.block + r * kLanes, sizeof(VecI));
-    }
-  }
-
-  inline void write(Panel* panel) const {
-    for (int r = 0; r < R; ++r) {
-      store(panel->best + r * kLanes, best[r]);
-      store(panel->second + r * kLanes, second[r]);
-      std::memcpy(panel->block + r * kLanes, &block[r], sizeof(VecI));
-    }
-  }
-
-  // Blocks come in ascending order: of equal scores the first block stays.
-  inline void take(int r, VecF least, int32_t b) {
-    second[r] = minimum(second[r], maximum(best[r], least));
-    block[r] = least < best[r] ? VecI{} + b : block[r];
-    best[r] = minimum(best[r], least);
-  }
-};
-
-// D <= 8: the panel's vectors stay in registers.
-template <int R, int D>
-void scan_short(Panel* panel, const float* packed, const float* h, int64_t first, int64_t last) {
-  Running<R> running;
-  running.read(*panel);
-  VecF x[R][D];
-  for (int r = 0; r < R; ++r)
-    for (int d = 0; d < D; ++d) x[r][d] = load(panel->x + d * (R * kLanes) + r * kLanes);
-  for (int64_t b = first; b < last; ++b) {
-    const float* c = packed + b * D * kBlock;
-    const float* hb = h + b * kBlock;
-    VecF least[R];
-#pragma GCC unroll 8
-    for (int j = 0; j < kBlock; ++j) {
-      VecF score[R];
-      for (int r = 0; r < R; ++r) score[r] = splat(hb[j]);
-#pragma GCC unroll 8
-      for (int d = 0; d < D; ++d) {
-        const VecF value = splat(c[d * kBlock + j]);
-        for (int r = 0; r < R; ++r) score[r] = subtract_product(score[r], x[r][d], value);
-      }
-      for (int r = 0; r < R; ++r) least[r] = j == 0 ? score[r] : minimum(least[r], score[r]);
-    }
-    for (int r = 0; r < R; ++r) running.take(r, least[r], static_cast<int32_t>(b));
-  }
-  running.write(panel);
-}
-
-// Any D: kCodes codewords by R lane vectors of sums stay in registers.
-template <int R>
-void scan_long(Panel* panel, int64_t dim, const float* packed, const float* h, int64_t first,
-               int64_t last) {
-  constexpr int kStride = R * kLanes;
-  Running<R> running;
-  running.read(*panel);
-  for (int64_t b = first; b < last; ++b) {
-    const float* c = packed + b * dim * kBlock;
-    const float* hb = h + b * kBlock;
-    VecF least[R];
-    for (int part = 0; part < kBlock; part += kCodes) {
-      VecF sum[kCodes][R];
-#pragma GCC unroll 8
-      for (int j = 0; j < kCodes; ++j)
-        for (int r = 0; r < R; ++r) sum[j][r] = splat(hb[part + j]);
-      VecF folded[kCodes][R];
-      for (int64_t start = 0; start < dim; start += kFold) {
-        const int64_t stop = start + kFold < dim ? start + kFold : dim;
-        if (start > 0) {
-          for (int j = 0; j < kCodes; ++j)
-            for (int r = 0; r < R; ++r) {
-              folded[j][r] = start == kFold ? sum[j][r] : folded[j][r] + sum[j][r];
-              sum[j][r] = VecF{};
-            }
-        }
-        for (int64_t d = start; d < stop; ++d) {
-          VecF x[R];
-          for (int r = 0; r < R; ++r) x[r] = load(panel->x + d * kStride + r * kLanes);
-#pragma GCC unroll 8
-          for (int j = 0; j < kCodes; ++j) {
-            const VecF value = splat(c[d * kBlock + part + j]);
-            for (int r = 0; r < R; ++r) sum[j][r] = subtract_product(sum[j][r], x[r], value);
-          }
-        }
-      }
-      if (dim > kFold)
-        for (int j = 0; j < kCodes; ++j)
-          for (int r = 0; r < R; ++r) sum[j][r] += folded[j][r];
-      for (int r = 0; r < R; ++r) {
-        VecF some = sum[0][r];
-        for (int j = 1; j < kCodes; ++j) some = minimum(some, sum[j][r]);
-        least[r] = part == 0 ? some : minimum(least[r], some);
-      }
-    }
-    for (int r = 0; r < R; ++r) running.take(r, least[r], static_cast<int32_t>(b));
-  }
-  running.write(panel);
-}
-
-template <int R>
-void scan_rows(Panel* panel, int64_t dim, const float* packed, const float* h, int64_t first,
-               int64_t last) {
-  switch (dim) {
-    case 1: return scan_short<R, 1>(panel, packed, h, first, last);
-    case 2: return scan_short<R, 2>(panel, packed, h, first, last);
-    case 3: return scan_short<R, 3>(panel, packed, h, first, last);
-    case 4: return scan_short<R, 4>(panel, packed, h, first, last);
-    case 8: return scan_short<R, 8>(panel, packed, h, first, last);
-    default: return scan_long<R>(panel, dim, packed, h, first, last);
-  }
-}
+// --- the first pass on this instruction set ---------------------------------------------------
 
 #ifdef VQCODEC_TILES
 }  // namespace
@@ -430,7 +45,9 @@ double quantise_blocks(const Codebook&, int64_t, int64_t) { return -1.0; }
 void quantise_panel(Panel*, const Codebook&) {}
 void scan_pairs(Panel*, const Codebook&, int64_t, int64_t) {}
 void judge_pairs(Panel*, const Codebook&) {}
-unsigned pair_candidates(const int32_t*, int64_t, int64_t, const int32_t*, const int32_t*, int32_t) { return 0; }
+unsigned pair_candidates(const int32_t*, int64_t, int64_t, const int32_t*, const int32_t*, int32_t) {
+  return 0;
+}
 #endif
 
 void scan(Panel* panel, const Codebook& book, int64_t first, int64_t last) {
@@ -526,6 +143,13 @@ void load_vector(const Vectors& x, int64_t row, double* out) {
     out[d] = value_at(x, row * x.row_stride + d * x.dim_stride);
 }
 
+// Vectors for a further pass, those of one table together.
+struct LeftOver {
+  int64_t* rows;
+  int32_t* tables;
+  int64_t count;
+};
+
 // What one thread works on.
 struct Search {
   const Vectors& x;
@@ -616,25 +240,45 @@ struct Search {
     return undecided;
   }
 
-  // Vectors that the integers leave undecided are listed.
-  int64_t finish_pairs(Panel* panel, int64_t* left_rows, int32_t* left_tables, int64_t left) const {
+  // All codewords that reach the threshold of the pass in integers, with a column of pairs.
+  void settle_pairs(int64_t row, int64_t table, const int32_t* column, int64_t width,
+                    int32_t threshold) const {
+    const int32_t* h = book.h_int + table * book.padded_size();
+    const int64_t pairs = pairs_of(book.dim);
+    Verdict verdict = open(row, table);
+    for (int64_t b = 0; b < book.blocks(); ++b) {
+      unsigned found = pair_candidates(column, width, pairs, book.pairs + b * pairs * kBlock,
+                                       h + b * kBlock, threshold);
+      for (; found; found &= found - 1) verdict.hear(b * kBlock + __builtin_ctz(found));
+    }
+    close(row, verdict);
+  }
+
+  // Vectors that the integers leave undecided are listed; or settled here, if few will share a
+  // panel and the codebook is in the first cache. Returns how many there were.
+  int64_t finish_pairs(Panel* panel, LeftOver* left) const {
     const int32_t* h = book.h_int + panel->table * book.padded_size();
     const int64_t pairs = pairs_of(book.dim);
+    const bool alone = x.table && book.blocks() * kBlock * pairs * 4 <= kCachedBytes;
+    int64_t undecided = 0;
     judge_pairs(panel, book);
     for (int r = 0; r < panel->count; ++r) {
-      const int64_t b = panel->block[r];
-      unsigned found = 0;
-      if (panel->decided[r] == 2)
-        found = pair_candidates(panel->pairs + r, panel->width, pairs, book.pairs + b * pairs * kBlock,
-                                h + b * kBlock, panel->threshold_int[r]);
-      if (found) {
-        settle(panel->rows[r], panel->table, b, found);
+      const int64_t row = panel->rows[r], b = panel->block[r];
+      const int32_t threshold = panel->threshold_int[r];
+      if (panel->decided[r] == 2) {
+        const unsigned found = pair_candidates(panel->pairs + r, panel->width, pairs,
+                                               book.pairs + b * pairs * kBlock, h + b * kBlock, threshold);
+        settle(row, panel->table, b, found);
+      } else if (panel->decided[r] == 1 && alone) {
+        settle_pairs(row, panel->table, panel->pairs + r, panel->width, threshold);
+        ++undecided;
       } else {
-        left_rows[left] = panel->rows[r];
-        left_tables[left++] = static_cast<int32_t>(panel->table);
+        left->rows[left->count] = row;
+        left->tables[left->count++] = static_cast<int32_t>(panel->table);
+        ++undecided;
       }
     }
-    return left;
+    return undecided;
   }
 };
 
@@ -656,8 +300,7 @@ struct Workspace {
   int32_t* pairs;
   double* vector;
   float* centred;
-  int64_t* left_rows;
-  int32_t* left_tables;
+  LeftOver left{};
   int32_t* order;
   int32_t* starts;
   int64_t bytes = 0;
@@ -670,8 +313,8 @@ struct Workspace {
     take(base, count * pairs_of(dim) * kWidth, &pairs);
     take(base, dim, &vector);
     take(base, dim, &centred);
-    take(base, kChunk, &left_rows);
-    take(base, kChunk, &left_tables);
+    take(base, kChunk, &left.rows);
+    take(base, kChunk, &left.tables);
     take(base, kChunk, &order);
     take(base, tables + 1, &starts);
   }
@@ -689,7 +332,8 @@ int64_t workspace_bytes(int64_t dim, int64_t tables) { return Workspace(nullptr,
 // Vectors [begin, end) of a group.
 void search(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, char* memory,
             Result* result) {
-  const Workspace work(memory, book.dim, book.tables);
+  Workspace work(memory, book.dim, book.tables);
+  LeftOver& left = work.left;
   const Search one{x, book, work.vector, work.centred, result};
   const int64_t dim = book.dim, at_once = panels_at_once(dim);
   const int64_t block_bytes = dim * kBlock * static_cast<int64_t>(sizeof(float));
@@ -698,7 +342,7 @@ void search(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, 
   const int64_t step = kBlocks * (fit < 1 ? 1 : fit);
   [[maybe_unused]] const TileState tiles;
   bool in_pairs = book.scale > 0.0f;
-  int64_t filled = 0, left = 0, undecided = 0;
+  int64_t filled = 0, undecided = 0;
 
   auto flush = [&] {
     for (int64_t first = 0; first < book.blocks() && book.in_range; first += step) {
@@ -708,7 +352,7 @@ void search(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, 
     }
     for (int64_t p = 0; p < filled; ++p) {
       if (in_pairs)
-        left = one.finish_pairs(&work.panels[p], work.left_rows, work.left_tables, left);
+        undecided += one.finish_pairs(&work.panels[p], &left);
       else
         undecided += one.finish(&work.panels[p]);
     }
@@ -754,22 +398,22 @@ void search(const Vectors& x, const Codebook& book, int64_t begin, int64_t end, 
         add(t == 0 ? 0 : starts[t - 1], starts[t], t, [=](int64_t i) { return base + order[i]; });
     }
     flush();
-    result->rescored += undecided + left;
-    undecided = 0;
-    if (!in_pairs) continue;
+    result->rescored += undecided;
+    // Where 16 bits leave too many undecided, the rest of the vectors does without them.
+    const bool go_on = in_pairs && undecided * 4 < count;
     in_pairs = false;
-    for (int64_t from = 0, to; from < left; from = to) {
-      for (to = from + 1; to < left && work.left_tables[to] == work.left_tables[from];) ++to;
+    for (int64_t from = 0, to; from < left.count; from = to) {
+      const int32_t table = left.tables[from];
+      for (to = from + 1; to < left.count && left.tables[to] == table;) ++to;
       if (to - from < kFew) {
-        for (int64_t i = from; i < to; ++i) one.search_one(work.left_rows[i], work.left_tables[i]);
+        for (int64_t i = from; i < to; ++i) one.search_one(left.rows[i], table);
       } else {
-        add(from, to, work.left_tables[from], [&](int64_t i) { return work.left_rows[i]; });
+        add(from, to, table, [&](int64_t i) { return left.rows[i]; });
       }
     }
     flush();
-    // Where 16 bits leave too many undecided, the rest of the vectors does without them.
-    in_pairs = left * 4 < count;
-    left = 0;
+    in_pairs = go_on;
+    left.count = 0;
     undecided = 0;
   }
 }
