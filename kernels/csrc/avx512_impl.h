@@ -27,12 +27,16 @@ inline Vec8I add_products(Vec8I sum, Vec8I a, Vec8I b) {
 inline VecI minimum(VecI a, VecI b) { return (VecI)_mm512_min_epi32((__m512i)a, (__m512i)b); }
 inline VecI maximum(VecI a, VecI b) { return (VecI)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 
+// By way of a vector and not of a mask register: GCC 12 may spill an 8-bit mask as one byte and read
+// it back as four.
 inline unsigned lanes_at_most(Vec8I values, int32_t limit) {
-  return _mm256_cmp_epi32_mask((__m256i)values, _mm256_set1_epi32(limit), _MM_CMPINT_LE);
+  const __m256i above = _mm256_cmpgt_epi32((__m256i)values, _mm256_set1_epi32(limit));
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(above))) ^ 0xffu;
 }
 
 inline unsigned lanes_at_most(Vec8 values, float limit) {
-  return _mm256_cmp_ps_mask(values, _mm256_set1_ps(limit), _CMP_LE_OQ);
+  return static_cast<unsigned>(
+      _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(limit), _CMP_LE_OQ)));
 }
 
 inline void dot_block(const uint8_t* x, int quads, const int8_t* packed, int32_t* acc) {
