@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,10 @@ def run_probes(file: str, isas: Sequence[str]) -> dict[str, tuple[str, str]]:
 def assert_probe(isa: str, streams: tuple[str, str], expected: object) -> None:
     """An instruction set gave what this process gives; skipped where the CPU lacks it."""
     output, errors = streams
-    if isa != "portable" and f"RuntimeError: VQCODEC_ISA={isa}" in errors:
+    # "expected ...", for a name that is unknown, is a reason only where no x86 kernels are built.
+    lacks = f"RuntimeError: VQCODEC_ISA={isa}, but this CPU" in errors
+    foreign = platform.machine().lower() not in ("x86_64", "amd64")
+    if isa != "portable" and (lacks or (foreign and f"VQCODEC_ISA={isa}: expected" in errors)):
         pytest.skip(f"this machine lacks {isa}")
     assert output, errors
     assert json.loads(output) == [isa, expected]
