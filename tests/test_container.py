@@ -20,17 +20,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqcodec import container, errors, files
+from vqcodec import container, errors, escapes, files
 from vqcodec.container import Header, Section
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT_MD = ROOT / "docs" / "format.md"
 
 HEADER = Header(mode=0, grey=False, rate=19, width=1100, height=700, code_id=0x1A2B3C4D)
+UNIFORM_HEADER = replace(HEADER, mode=2, rate=100)
 SECTIONS = [
     container.stage_section(0, b"\xa0\xa1\xa2\xb0"),
     Section(type=0x41, critical=False, payload=b"hi"),
@@ -82,22 +84,30 @@ def outcome(data: bytes) -> type[Exception] | None:
 
 # --- round trips ---------------------------------------------------------------------------------
 
-headers = st.builds(
-    Header,
-    mode=st.just(0),
-    grey=st.booleans(),
-    rate=st.integers(1, 255),
-    width=st.integers(1, 2**32 - 1),
-    height=st.integers(1, 2**32 - 1),
-    code_id=st.integers(0, 2**32 - 1),
-)
+
+def headers_of(modes: list[int], highest_rate: int) -> st.SearchStrategy[Header]:
+    return st.builds(
+        Header,
+        mode=st.sampled_from(modes),
+        grey=st.booleans(),
+        rate=st.integers(1, highest_rate),
+        width=st.integers(1, 2**32 - 1),
+        height=st.integers(1, 2**32 - 1),
+        code_id=st.integers(0, 2**32 - 1),
+    )
+
+
+headers = headers_of([0, 3, 4], 255)
 payloads = st.binary(max_size=300)
 optional_types = st.integers(0, 127).filter(lambda t: not 0x10 <= t < 0x20)
 
 
 @st.composite
-def section_lists(draw: st.DrawFn) -> list[Section]:
-    stages = sorted(draw(st.sets(st.integers(0, 15), max_size=5)))
+def section_lists(draw: st.DrawFn, *, uniform: bool = False) -> list[Section]:
+    if uniform:
+        stages = list(range(draw(st.integers(0, 2))))
+    else:
+        stages = sorted(draw(st.sets(st.integers(0, 15), max_size=5)))
     sections = [container.stage_section(stage, draw(payloads)) for stage in stages]
     for _ in range(draw(st.integers(0, 3))):
         extra = Section(type=draw(optional_types), critical=False, payload=draw(payloads))
@@ -105,9 +115,16 @@ def section_lists(draw: st.DrawFn) -> list[Section]:
     return sections
 
 
+files_of_every_mode = st.one_of(
+    st.tuples(headers, section_lists()),
+    st.tuples(headers_of([1, 2], 100), section_lists(uniform=True)),
+)
+
+
 @fuzz
-@given(headers, section_lists())
-def test_round_trip(header: Header, sections: list[Section]) -> None:
+@given(files_of_every_mode)
+def test_round_trip(file: tuple[Header, list[Section]]) -> None:
+    header, sections = file
     data = container.write_container(header, sections)
     assert container.read_container(data) == (header, sections)
     assert container.read_header(data) == header
@@ -163,9 +180,10 @@ def test_a_bytearray_is_not_kept() -> None:
 
 def test_writing_refuses_what_reading_would() -> None:
     bad_headers: list[dict[str, Any]] = [
-        {"version": 2}, {"version": 0}, {"mode": 1}, {"mode": 16}, {"mode": -1}, {"rate": 0},
-        {"rate": 256}, {"width": 0}, {"width": 2**32}, {"height": 0}, {"height": -1},
-        {"code_id": -1}, {"code_id": 2**32},
+        {"version": 2}, {"version": 0}, {"mode": 5}, {"mode": 16}, {"mode": -1}, {"rate": 0},
+        {"rate": 256}, {"rate": 101, "mode": 1}, {"rate": 101, "mode": 2}, {"rate": 0, "mode": 1},
+        {"width": 0}, {"width": 2**32}, {"height": 0}, {"height": -1}, {"code_id": -1},
+        {"code_id": 2**32},
     ]  # fmt: skip
     for change in bad_headers:
         with pytest.raises(ValueError, match=f"{next(iter(change))} must be"):
@@ -183,6 +201,12 @@ def test_writing_refuses_what_reading_would() -> None:
     for sections in bad_sections:
         with pytest.raises(ValueError):
             container.write_container(HEADER, sections)
+    for stages in ([1], [0, 2], [0, 1, 2], [2], [0, 15], [1, 2]):
+        sections = [stage(number, b"") for number in stages]
+        assert container.write_container(HEADER, sections)
+        for mode in (1, 2):
+            with pytest.raises(ValueError, match="a reader would refuse this file"):
+                container.write_container(replace(UNIFORM_HEADER, mode=mode), sections)
     with pytest.raises(TypeError):
         container.write_container(replace(HEADER, width=2.0), [])  # type: ignore[arg-type]
     for number in (-1, 16):
@@ -264,8 +288,15 @@ def test_not_our_file() -> None:
         ({"mode_byte": 0x20}, errors.CorruptError),
         ({"mode_byte": 0x40}, errors.CorruptError),
         ({"mode_byte": 0x8F}, errors.CorruptError),
-        ({"mode_byte": 0x01}, errors.UnsupportedFeatureError),
+        ({"mode_byte": 0x05}, errors.UnsupportedFeatureError),
         ({"mode_byte": 0x1F, "width": 0}, errors.UnsupportedFeatureError),
+        ({"mode_byte": 0x01, "rate": 0}, errors.CorruptError),
+        ({"mode_byte": 0x01, "rate": 101}, errors.CorruptError),
+        ({"mode_byte": 0x12, "rate": 255}, errors.CorruptError),
+        ({"mode_byte": 0x01, "rate": 100}, None),
+        ({"mode_byte": 0x12, "rate": 100}, None),
+        ({"mode_byte": 0x03, "rate": 255}, None),
+        ({"mode_byte": 0x14, "rate": 255}, None),
         ({"width": 0}, errors.CorruptError),
         ({"height": 0}, errors.CorruptError),
         ({"rate": 0}, errors.CorruptError),
@@ -273,12 +304,20 @@ def test_not_our_file() -> None:
         ({"count": 255}, errors.TruncatedError),
     ],
 )
-def test_bad_header_with_good_checksum(fields: dict[str, Any], error: type[errors.VqcError]) -> None:
+def test_header_with_good_checksum(fields: dict[str, Any], error: type[errors.VqcError] | None) -> None:
     assert outcome(raw_file(**fields)) is error
 
 
+def test_modes() -> None:
+    assert container.MODE_NAMES == {0: "vq", 1: "ae", 2: "vae", 3: "dvae", 4: "vqvae"}
+    for mode in range(5):
+        for grey in (0, 0x10):
+            header = container.read_header(raw_file(mode_byte=mode | grey))
+            assert (header.mode, header.grey) == (mode, bool(grey))
+
+
 def test_every_reserved_mode_is_refused() -> None:
-    for mode in range(1, 16):
+    for mode in range(5, 16):
         for grey in (0, 0x10):
             with pytest.raises(errors.UnsupportedFeatureError, match=f"mode {mode},"):
                 container.read_header(raw_file(mode_byte=mode | grey))
@@ -335,7 +374,34 @@ def test_stages_ascend_and_are_critical() -> None:
         [(0x10, b"")],
         [(0x90, b""), (0x1F, b"")],
     ):
-        assert outcome(raw_file(bad)) is errors.CorruptError
+        for mode in range(5):
+            assert outcome(raw_file(bad, mode_byte=mode)) is errors.CorruptError
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+def test_stages_of_the_uniform_modes(mode: int) -> None:
+    symbols, escaped, other = (0x90, b"s"), (0x91, b"e"), (0x41, b"x")
+    for good in ([], [symbols], [symbols, escaped], [other, symbols, other, escaped, other]):
+        _, sections = container.read_container(raw_file(good, mode_byte=mode))
+        stages = [(type_ & 15, payload) for type_, payload in good if type_ & 0x80]
+        assert list(container.stage_payloads(sections).items()) == stages
+    for bad in (
+        [escaped],
+        [other, escaped],
+        [escaped, symbols],
+        [(0x92, b"")],
+        [symbols, (0x92, b"")],
+        [symbols, escaped, (0x92, b"")],
+        [symbols, (0x9F, b"")],
+    ):
+        assert outcome(raw_file(bad, mode_byte=mode)) is errors.CorruptError
+    # What the others may lack or have is no concern of the vector modes.
+    for vector in (0, 3, 4):
+        assert outcome(raw_file([escaped, (0x9F, b"")], mode_byte=vector)) is None
+    # Unknown critical types come first or not, as the sections do.
+    unknown = (0xC1, b"")
+    assert outcome(raw_file([unknown, escaped], mode_byte=mode)) is errors.UnsupportedFeatureError
+    assert outcome(raw_file([escaped, unknown], mode_byte=mode)) is errors.CorruptError
 
 
 @pytest.mark.parametrize(
@@ -518,9 +584,9 @@ def test_random_sections_with_good_checksums(
 
 
 @fuzz
-@given(headers, section_lists(), st.randoms(use_true_random=False))
-def test_mutated_files(header: Header, sections: list[Section], rng: random.Random) -> None:
-    data = bytearray(container.write_container(header, sections))
+@given(files_of_every_mode, st.randoms(use_true_random=False))
+def test_mutated_files(file: tuple[Header, list[Section]], rng: random.Random) -> None:
+    data = bytearray(container.write_container(*file))
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(data) + 1)
         kind = rng.randrange(4)
@@ -583,6 +649,26 @@ def test_documented_examples() -> None:
     assert unpacked == streams
 
 
+def test_documented_escapes() -> None:
+    header = Header(mode=2, grey=False, rate=40, width=1030, height=20, code_id=0x00C0FFEE)
+    grid = container.tile_grid(header.width, header.height)
+    assert (grid.rows, grid.cols, grid.count) == (2, 65, 2)
+    values = np.zeros((3, 2, 65), np.int32)
+    values[1, 1, 63], values[2, 0, 5] = -300, 128
+    streams = escapes.pack_escapes(values, grid)
+    assert streams is not None
+    sections = [
+        container.stage_section(0, container.pack_tiles([b"\xa0\xa1\xa2", b"\xb0"])),
+        container.stage_section(1, container.pack_tiles(streams)),
+    ]
+    data = documented("uniform")
+    assert data == container.write_container(header, sections)
+    assert container.read_container(data) == (header, sections)
+    unpacked = container.unpack_tiles(container.stage_payloads(sections)[1], grid.count)
+    merged = escapes.merge_values(escapes.split_values(values), unpacked, grid)
+    np.testing.assert_array_equal(merged, values)
+
+
 def test_documented_numbers() -> None:
     text = FORMAT_MD.read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| `((?:[0-9A-F]{2} ?)+)` \|$", text, flags=re.MULTILINE)
@@ -590,6 +676,15 @@ def test_documented_numbers() -> None:
     for value, encoded in rows:
         assert container.encode_varint(int(value)) == bytes.fromhex(encoded)
     assert zlib.crc32(b"123456789") == 0xCBF43926
+    rows = re.findall(r"^\| (\d+) \| (−?\d+) \| `((?:[0-9A-F]{2} ?)+)` \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 5
+    for number, value, encoded in rows:
+        array = np.full((1, 1, 1), int(value.replace("−", "-")))
+        assert container.encode_varint(int(number)) == bytes.fromhex(encoded)
+        assert escapes.pack_escapes(array, container.tile_grid(1, 1)) == [bytes.fromhex(encoded)]
+    modes = re.findall(r"^\| (\d) \| `(\w+)` \| (vector|uniform) \|", text, flags=re.MULTILINE)
+    assert {int(mode): name for mode, name, _ in modes} == container.MODE_NAMES
+    assert {int(m) for m, _, kind in modes if kind == "uniform"} == container.UNIFORM_MODES
     named = set(re.findall(r"`(\w+Error)`", text))
     assert named and all(issubclass(getattr(errors, name), errors.VqcError) for name in named)
 
@@ -778,7 +873,9 @@ def test_error_classes() -> None:
     assert not any(issubclass(c, (ValueError, OSError, struct.error)) for c in classes)
     missing_model = {c for c in classes if c.exit_code == 3}
     assert missing_model == {errors.UnknownModelError, errors.ModelFileError}
-    assert all(c.exit_code == 1 for c in classes if c not in missing_model)
+    wrong_usage = {c for c in classes if c.exit_code == 2}
+    assert wrong_usage == {errors.ModeError}
+    assert all(c.exit_code == 1 for c in classes if c not in missing_model | wrong_usage)
 
 
 def test_the_container_knows_no_torch() -> None:

@@ -44,8 +44,23 @@ HEADER_SIZE = 24
 MAX_SECTIONS = 255
 
 MODE_VQ = 0
+MODE_AE = 1
+MODE_VAE = 2
+MODE_DVAE = 3
+MODE_VQVAE = 4
+MODE_NAMES = {MODE_VQ: "vq", MODE_AE: "ae", MODE_VAE: "vae", MODE_DVAE: "dvae", MODE_VQVAE: "vqvae"}
+"""Every mode of the format and the name by which people know it."""
+UNIFORM_MODES = frozenset({MODE_AE, MODE_VAE})
+"""Modes whose latent is quantised uniformly; that of all others is a sum of codewords."""
+UNIFORM_BUCKETS = 100
+"""Rate buckets of the uniform modes."""
+
 STAGE_TYPE_BASE = 0x10
 MAX_STAGES = 16
+STAGE_SYMBOLS = 0
+"""In the uniform modes: the stage that holds the symbols."""
+STAGE_ESCAPES = 1
+"""In the uniform modes: the stage that holds the values which no symbol can say."""
 
 STRIDE = 16
 """Pixels of the picture per latent position, in each direction."""
@@ -72,9 +87,9 @@ _U32_MAX = 0xFFFFFFFF
 class Header:
     """What the fixed header says.
 
-    mode: how the sections are to be understood; `MODE_VQ` is the only one of version 1.
+    mode: how the sections are to be understood, a key of `MODE_NAMES`.
     grey: the picture has one channel; otherwise it is RGB.
-    rate: rate bucket 1..255, an input of the mode's decoder.
+    rate: rate bucket 1..255, 1..100 in the uniform modes, an input of the mode's decoder.
     width, height: pixels of the picture, each 1..2**32 - 1.
     code_id: fingerprint (u32) of the codebooks, prior and layout that the symbols belong to.
     """
@@ -98,7 +113,7 @@ class Section:
 
     @property
     def stage(self) -> int | None:
-        """Number of the residual stage that this section holds, or None for other types."""
+        """Number of the stage that this section holds, or None for other types."""
         stage = self.type - STAGE_TYPE_BASE
         return stage if 0 <= stage < MAX_STAGES else None
 
@@ -195,8 +210,8 @@ def write_container(header: Header, sections: Iterable[Section]) -> bytes:
     """
     sections = list(sections)
     _require("version", header.version, VERSION, VERSION)
-    _require("mode", header.mode, MODE_VQ, MODE_VQ)
-    _require("rate", header.rate, 1, 0xFF)
+    _require("mode", header.mode, min(MODE_NAMES), max(MODE_NAMES))
+    _require("rate", header.rate, 1, _highest_rate(header.mode))
     _require("width", header.width, 1, _U32_MAX)
     _require("height", header.height, 1, _U32_MAX)
     _require("code_id", header.code_id, 0, _U32_MAX)
@@ -204,7 +219,7 @@ def write_container(header: Header, sections: Iterable[Section]) -> bytes:
     for section in sections:
         _require("section type", section.type, 0, _TYPE_MASK)
     try:
-        _check_meaning(sections)
+        _check_meaning(header.mode, sections)
     except VqcError as error:
         raise ValueError(f"a reader would refuse this file: {error}") from error
 
@@ -241,18 +256,19 @@ def read_container(data: BytesLike) -> tuple[Header, list[Section]]:
     """Check the whole file and return its header and all its sections in file order.
 
     Optional sections of unknown type are kept, so that they can be named. The stages among the
-    sections are critical, ascend and occur once each. Raises as `read_header` does, for the
-    sections too; never anything else, whatever the bytes.
+    sections are critical, ascend and occur once each; in the uniform modes there are at most
+    symbols, and escapes behind them. Raises as `read_header` does, for the sections too; never
+    anything else, whatever the bytes.
     """
     raw = _as_bytes(data)
     header, count = _parse_header(raw)
     sections = _parse_sections(raw, count)
-    _check_meaning(sections)
+    _check_meaning(header.mode, sections)
     return header, sections
 
 
 def stage_section(stage: int, payload: BytesLike) -> Section:
-    """The section that holds residual stage `stage`, 0..15 (else ValueError)."""
+    """The section that holds stage `stage`, 0..15 (else ValueError)."""
     _require("stage", stage, 0, MAX_STAGES - 1)
     return Section(type=STAGE_TYPE_BASE + stage, critical=True, payload=_as_bytes(payload))
 
@@ -325,12 +341,14 @@ def _parse_header(raw: bytes) -> tuple[Header, int]:
     if mode_byte & _RESERVED_BITS:
         raise CorruptError("reserved bits of the mode byte are set")
     mode = mode_byte & _MODE_MASK
-    if mode != MODE_VQ:
+    if mode not in MODE_NAMES:
         raise UnsupportedFeatureError(f"the file has mode {mode}, unknown to this release")
     if width == 0 or height == 0:
         raise CorruptError(f"a picture cannot have {width} x {height} pixels")
     if rate == 0:
         raise CorruptError("the rate is 0")
+    if rate > _highest_rate(mode):
+        raise CorruptError(f"the rate is {rate}, in mode {mode} it is at most {_highest_rate(mode)}")
     header = Header(
         mode=mode,
         grey=bool(mode_byte & _GREY_BIT),
@@ -372,8 +390,15 @@ def _parse_sections(raw: bytes, count: int) -> list[Section]:
     return sections
 
 
-def _check_meaning(sections: Iterable[Section]) -> None:
-    """Refuse unknown critical sections and stages that are optional, repeated or out of order."""
+def _highest_rate(mode: int) -> int:
+    return UNIFORM_BUCKETS if mode in UNIFORM_MODES else 0xFF
+
+
+def _check_meaning(mode: int, sections: Iterable[Section]) -> None:
+    """Refuse unknown critical sections and stages that are optional, repeated or out of order.
+
+    In the uniform modes also a stage beyond the escapes, and escapes without symbols before them.
+    """
     previous = -1
     for section in sections:
         stage = section.stage
@@ -387,6 +412,11 @@ def _check_meaning(sections: Iterable[Section]) -> None:
             raise CorruptError(f"stage {stage} is not marked as critical")
         if stage <= previous:
             raise CorruptError(f"stage {stage} follows stage {previous}")
+        if mode in UNIFORM_MODES:
+            if stage > STAGE_ESCAPES:
+                raise CorruptError(f"there is a stage {stage}, which mode {mode} does not have")
+            if stage == STAGE_ESCAPES and previous != STAGE_SYMBOLS:
+                raise CorruptError("there are escapes, but no symbols before them")
         previous = stage
 
 

@@ -63,6 +63,12 @@ class ModelFileError(VqcError):
     exit_code: ClassVar[int] = 3
 
 
+class ModeError(VqcError):
+    """The mode cannot do what is asked of it, or a model is of another mode than asked for."""
+
+    exit_code: ClassVar[int] = 2
+
+
 class ImageError(VqcError):
     """A picture cannot be taken: unreadable, animated, with alpha, or empty."""
 

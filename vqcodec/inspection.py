@@ -2,17 +2,28 @@
 
 from dataclasses import dataclass
 
-from vqcodec.container import MODE_VQ, read_container
+from vqcodec.container import (
+    MODE_NAMES,
+    STAGE_ESCAPES,
+    STAGE_SYMBOLS,
+    UNIFORM_MODES,
+    Section,
+    read_container,
+)
 
-MODE_NAMES = {MODE_VQ: "vq"}
+_UNIFORM_STAGES = {STAGE_SYMBOLS: "symbols", STAGE_ESCAPES: "escapes"}
 
 
 @dataclass(frozen=True)
 class SectionInfo:
-    """One section; stage is None for a type that this version does not know."""
+    """One section. name: what it holds, "stage 2" or "symbols" for instance.
+
+    stage and name are None for a type that this version does not know.
+    """
 
     type: int
     stage: int | None
+    name: str | None
     critical: bool
     bytes: int
 
@@ -46,5 +57,13 @@ def info(data: bytes) -> FileInfo:
         rate=header.rate,
         code_id=f"{header.code_id:08x}",
         bpp=8 * len(data) / (header.width * header.height),
-        sections=tuple(SectionInfo(s.type, s.stage, s.critical, len(s.payload)) for s in sections),
+        sections=tuple(_describe(header.mode, section) for section in sections),
     )
+
+
+def _describe(mode: int, section: Section) -> SectionInfo:
+    stage = section.stage
+    name = None
+    if stage is not None:
+        name = _UNIFORM_STAGES[stage] if mode in UNIFORM_MODES else f"stage {stage}"
+    return SectionInfo(section.type, stage, name, section.critical, len(section.payload))
