@@ -1,20 +1,14 @@
 """The Triton backend of the nearest-codeword search: exactness, edge cases, machine code.
 
-Three kinds of tests. Those marked `interpreted` need TRITON_INTERPRET=1 before triton is imported,
-so `test_interpreter` runs this file once more in a process of its own. The tests of the machine code
-compile for a GPU that need not be there. The last section runs on a GPU where there is one.
+`triton_checks` says what the three kinds of tests are: interpreted, compiled, on a GPU.
 """
 
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -22,16 +16,23 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 tl = triton.language
 
+from triton_checks import (  # noqa: E402
+    INTERPRETED,
+    Launch,
+    compiled,
+    gpu,
+    interpreted,
+    machine_code,
+    opcode,
+    record_launches,
+    run_interpreted,
+)
+
 from vqcodec_kernels import nearest_codeword_device as device  # noqa: E402
 from vqcodec_kernels import nearest_codeword_prepare as prepare  # noqa: E402
 from vqcodec_kernels import nearest_codeword_rescore as rescore  # noqa: E402
 from vqcodec_kernels import nearest_codeword_scan as scan  # noqa: E402
 from vqcodec_kernels.nearest_codeword_triton import scan_config, search_triton  # noqa: E402
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
-compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler, not the interpreter")
-gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU")
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, inside the interpreter
 
@@ -102,28 +103,12 @@ def with_tables(problem: Problem, tables: int) -> Problem:
     return problem._replace(bias=bias, table=table)
 
 
-def release(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
-
-
 # --- on Triton's interpreter -------------------------------------------------------------------
 
 
 @compiled
 def test_interpreter() -> None:
-    """The tests marked `interpreted` pass in a process that has TRITON_INTERPRET=1."""
-    if release(triton.__version__) < (3, 7) and release(numpy.__version__) >= (2, 4):
-        pytest.skip("the interpreter of this triton needs numpy < 2.4")
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    run_interpreted(__file__)
 
 
 @interpreted
@@ -339,84 +324,25 @@ class Assembly(NamedTuple):
     per_pair: float  # instructions of the hot loop for each (row, codeword) pair
 
 
-def tool(name: str) -> str:
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    if not path.exists():
-        pytest.skip(f"this triton ships no {name}")
-    return str(path)
-
-
-class Launch(NamedTuple):
-    kernel: Any
-    arguments: dict[str, Any]
-
-    def compile(self) -> Any:
-        """The kernel for compute capability 9.0, as a GPU would specialise it."""
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-
-        signature, constants, attributes = {}, {}, {}
-        for number, parameter in enumerate(self.kernel.params):
-            name, value = parameter.name, self.arguments[parameter.name]
-            aligned = not parameter.do_not_specialize
-            if parameter.is_constexpr:
-                signature[name], constants[name] = "constexpr", value
-            elif isinstance(value, Tensor):
-                signature[name] = (
-                    "*"
-                    + triton.runtime.jit.type_canonicalisation_dict[
-                        str(value.dtype).removeprefix("torch.")
-                    ]
-                )
-            else:
-                signature[name], aligned = "i32", aligned and value % 16 == 0
-            if aligned and not parameter.is_constexpr:
-                attributes[(number,)] = [["tt.divisibility", 16]]
-        source = ASTSource(self.kernel, signature, constants, attributes)
-        options = {"num_warps": self.arguments.get("num_warps", 4)}
-        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-
-
 def launches(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     """What the search would launch for the problem; nothing runs."""
-    found: list[Launch] = []
-
-    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        names = [parameter.name for parameter in kernel.params]
-        found.append(Launch(kernel, dict(zip(names, args, strict=False)) | kwargs))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(triton.runtime.jit.JITFunction, "run", record)
-        search_triton(*problem, exact=True, want_distance=True)
-    return found
+    return record_launches(lambda: search_triton(*problem, exact=True, want_distance=True), monkeypatch)
 
 
 def disassemble(kernel: Any, folder: Path, unit: str, pairs: int, warps: int) -> Assembly:
     """Figures of the largest loop that holds an instruction of the `unit` (a regular expression)."""
-    file = folder / "kernel.cubin"
-    file.write_bytes(kernel.asm["cubin"])
-
-    def dump(option: str) -> str:
-        command = [tool("cuobjdump"), option, str(file)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("-res-usage"))
-    assert usage
-    code = [
-        (int(match[1], 16), match[2])
-        for match in re.finditer(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", dump("-sass"), re.M)
-    ]
+    registers, stack, code = machine_code(kernel, folder)
     loops = []
     for address, text in code:
         jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
         if jump and int(jump[1], 16) < address:
             body = [line for place, line in code if int(jump[1], 16) <= place <= address]
-            opcodes = [re.sub(r"^@!?U?P\w+\s+", "", line).split()[0].split(".")[0] for line in body]
-            if any(re.fullmatch(unit, opcode) for opcode in opcodes):
+            opcodes = [opcode(line).split(".")[0] for line in body]
+            if any(re.fullmatch(unit, name) for name in opcodes):
                 loops.append(opcodes)
     assert loops, "no hot loop found"
     hot = max(loops, key=len)
-    return Assembly(int(usage[1]), int(usage[2]), hot, len(hot) * warps * 32 / pairs)
+    return Assembly(registers, stack, hot, len(hot) * warps * 32 / pairs)
 
 
 # Beside each limit what Triton 3.7.1 gives; 3.6 and 3.9 are within 0.5 of it.

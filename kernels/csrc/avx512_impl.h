@@ -17,6 +17,12 @@ inline Vec8 subtract_product(Vec8 sum, Vec8 a, Vec8 b) { return _mm256_fnmadd_ps
 inline VecF minimum(VecF a, VecF b) { return _mm512_min_ps(a, b); }
 inline VecF maximum(VecF a, VecF b) { return _mm512_max_ps(a, b); }
 
+inline VecI multiply_even(VecI a, VecI b) { return (VecI)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
+inline VecI reverse_fours(VecI a) {
+  return (VecI)_mm512_shuffle_epi32((__m512i)a, static_cast<_MM_PERM_ENUM>(0x1b));
+}
+inline VecF square_root(VecF a) { return _mm512_sqrt_ps(a); }
+
 #define VQCODEC_PAIRS 1
 inline VecI add_products(VecI sum, VecI a, VecI b) {
   return (VecI)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);

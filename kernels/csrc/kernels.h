@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "gaussian_sample.h"
 #include "nearest_codeword.h"
 
 namespace vqcodec {
@@ -50,9 +51,17 @@ struct SearchKernels {
                  Result* result);
 };
 
+// Blocks [begin, end) of a sample and of its gradients.
+struct GaussianKernels {
+  void (*sample)(const GaussianRequest& request, const GaussianSample& out, int64_t begin, int64_t end);
+  void (*differentiate)(const GaussianRequest& request, const GaussianGradient& gradient, int64_t begin,
+                        int64_t end);
+};
+
 struct KernelTable {
   LayerKernels layers;
   SearchKernels search;
+  GaussianKernels gaussian;
 };
 
 const KernelTable* portable_kernels();

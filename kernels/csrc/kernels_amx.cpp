@@ -68,12 +68,13 @@ void multiply_tiles(const uint16_t* codewords0, const uint16_t* codewords1, cons
 }  // namespace vqcodec
 
 #define VQCODEC_TILES 1
+#include "gaussian_sample_impl.h"
 #include "integer_layers_impl.h"
 #include "nearest_codeword_impl.h"
 
 namespace vqcodec {
 const KernelTable* amx_kernels() {
-  static const KernelTable table = {kLayerKernels, kSearchKernels};
+  static const KernelTable table = {kLayerKernels, kSearchKernels, kGaussianKernels};
   return &table;
 }
 

@@ -15,6 +15,10 @@ inline VecF subtract_product(VecF sum, VecF a, VecF b) { return _mm256_fnmadd_ps
 inline VecF minimum(VecF a, VecF b) { return _mm256_min_ps(a, b); }
 inline VecF maximum(VecF a, VecF b) { return _mm256_max_ps(a, b); }
 
+inline VecI multiply_even(VecI a, VecI b) { return (VecI)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
+inline VecI reverse_fours(VecI a) { return (VecI)_mm256_shuffle_epi32((__m256i)a, 0x1b); }
+inline VecF square_root(VecF a) { return _mm256_sqrt_ps(a); }
+
 inline unsigned lanes_at_most(Vec8 values, float limit) {
   return _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(limit), _CMP_LE_OQ));
 }
@@ -43,12 +47,13 @@ inline void dot_block(const uint8_t* x, int quads, const int8_t* packed, int32_t
 }  // namespace
 }  // namespace vqcodec
 
+#include "gaussian_sample_impl.h"
 #include "integer_layers_impl.h"
 #include "nearest_codeword_impl.h"
 
 namespace vqcodec {
 const KernelTable* avx2_kernels() {
-  static const KernelTable table = {kLayerKernels, kSearchKernels};
+  static const KernelTable table = {kLayerKernels, kSearchKernels, kGaussianKernels};
   return &table;
 }
 }  // namespace vqcodec

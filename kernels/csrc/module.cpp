@@ -82,6 +82,73 @@ int64_t nearest_codeword(nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu> x, In
   return vqcodec::search_groups(request, std::max(1, threads));
 }
 
+using InRows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
+using OutRows = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// Whether two matrices are of one shape and type; one that is not given always is.
+template <typename Array>
+bool alike(const InRows& a, const std::optional<Array>& b) {
+  return !b || (a.shape(0) == b->shape(0) && a.shape(1) == b->shape(1) && a.dtype() == b->dtype());
+}
+
+vqcodec::Rows rows_of(const std::optional<InRows>& matrix) {
+  if (!matrix) return {nullptr, 0};
+  require(matrix->size() == 0 || matrix->shape(1) == 1 || matrix->stride(1) == 1,
+          "elements of a row must lie beside each other");
+  return {matrix->data(), matrix->stride(0)};
+}
+
+vqcodec::GaussianRequest gaussian_request(const InRows& mu, const InRows& logvar,
+                                          const std::optional<InRows>& prior_mu,
+                                          const std::optional<InRows>& prior_logvar, int64_t seed) {
+  require(alike<InRows>(mu, logvar) && alike(mu, prior_mu) && alike(mu, prior_logvar), "arguments do not match mu");
+  vqcodec::GaussianRequest request{};
+  request.type = scalar_of(mu.dtype());
+  request.count = mu.shape(0);
+  request.size = mu.shape(1);
+  request.seed = static_cast<uint64_t>(seed);
+  request.mu = rows_of(mu);
+  request.logvar = rows_of(logvar);
+  request.prior_mu = rows_of(prior_mu);
+  request.prior_logvar = rows_of(prior_logvar);
+  return request;
+}
+
+void gaussian_sample(InRows mu, InRows logvar, std::optional<InRows> prior_mu,
+                     std::optional<InRows> prior_logvar, int64_t seed, OutRows z,
+                     std::optional<Out<float, 1>> kl, int threads) {
+  const auto request = gaussian_request(mu, logvar, prior_mu, prior_logvar, seed);
+  require(alike<OutRows>(mu, z), "z does not match mu");
+  require(!kl || kl->shape(0) == mu.shape(0), "kl does not match mu");
+  void* out = z.data();
+  float* divergence = kl ? kl->data() : nullptr;
+  nb::gil_scoped_release release;
+  vqcodec::gaussian_sample(request, out, divergence, std::max(1, threads));
+}
+
+void gaussian_sample_backward(std::optional<InRows> dz,
+                              std::optional<nb::ndarray<const float, nb::ndim<1>, nb::device::cpu>> dkl,
+                              InRows mu, InRows logvar, std::optional<InRows> prior_mu,
+                              std::optional<InRows> prior_logvar, int64_t seed,
+                              std::optional<OutRows> dmu, std::optional<OutRows> dlogvar,
+                              std::optional<OutRows> dprior_mu, std::optional<OutRows> dprior_logvar,
+                              int threads) {
+  const auto request = gaussian_request(mu, logvar, prior_mu, prior_logvar, seed);
+  require(alike(mu, dz), "dz does not match mu");
+  require(!dkl || dkl->shape(0) == mu.shape(0), "dkl does not match mu");
+  vqcodec::GaussianGradient gradient{};
+  gradient.dz = rows_of(dz);
+  gradient.dkl = dkl ? dkl->data() : nullptr;
+  gradient.dkl_stride = dkl ? dkl->stride(0) : 0;
+  const std::optional<OutRows>* results[4] = {&dmu, &dlogvar, &dprior_mu, &dprior_logvar};
+  for (int i = 0; i < 4; ++i) {
+    require(alike(mu, *results[i]), "a gradient does not match mu");
+    gradient.out[i] = *results[i] ? (*results[i])->data() : nullptr;
+  }
+  nb::gil_scoped_release release;
+  vqcodec::gaussian_sample_backward(request, gradient, std::max(1, threads));
+}
+
 std::vector<int8_t> pack_groups(const int8_t* weight, int64_t groups, int outputs, int inputs) {
   const size_t size = static_cast<size_t>(vqcodec::padded_outputs(outputs)) * vqcodec::padded_inputs(inputs);
   std::vector<int8_t> packed(groups * size);
@@ -191,6 +258,13 @@ NB_MODULE(_native, m) {
   m.def("nearest_codeword", &nearest_codeword, nb::arg("x").noconvert(), nb::arg("codebook").noconvert(),
         nb::arg("bias").none(), nb::arg("table").none(), nb::arg("index").noconvert(),
         nb::arg("distance").none(), nb::arg("threads"));
+  m.def("gaussian_sample", &gaussian_sample, nb::arg("mu").noconvert(), nb::arg("logvar").noconvert(),
+        nb::arg("prior_mu").none(), nb::arg("prior_logvar").none(), nb::arg("seed"),
+        nb::arg("z").noconvert(), nb::arg("kl").none(), nb::arg("threads"));
+  m.def("gaussian_sample_backward", &gaussian_sample_backward, nb::arg("dz").none(), nb::arg("dkl").none(),
+        nb::arg("mu").noconvert(), nb::arg("logvar").noconvert(), nb::arg("prior_mu").none(),
+        nb::arg("prior_logvar").none(), nb::arg("seed"), nb::arg("dmu").none(), nb::arg("dlogvar").none(),
+        nb::arg("dprior_mu").none(), nb::arg("dprior_logvar").none(), nb::arg("threads"));
   m.def("integer_linear", &integer_linear, nb::arg("x").noconvert(), nb::arg("weight").noconvert(),
         nb::arg("bias").noconvert(), nb::arg("multiplier").noconvert(), nb::arg("shift"),
         nb::arg("y").noconvert(), nb::arg("threads"));
