@@ -6,7 +6,7 @@ Purpose: how many times faster than faiss, scikit-learn and formulations in torc
 the rate of sgemm, how much memory, and the bars on all that. Needs the extras `test` and `bench`.
 Figures decide nothing: a bar that is not met is printed as FAIL, but only a wrong result fails.
 
-Layout: shapes and bars; timing; one case; what is reported; the tests.
+Layout: shapes and bars; one case; what is reported; the tests.
 
 What is measured: whole calls with everything in memory. Each search is checked, then those of one
 shape take turns, round after round, so that a machine that slows down slows all of them; a turn
@@ -18,10 +18,8 @@ after the others. Run it on an idle machine.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -50,6 +48,7 @@ from bench.search_baselines import (
     true_nearest,
 )
 from bench.search_memory import cuda_memory_beyond_output, memory_beyond_output
+from bench.timing import FULL, QUICK, Effort, Timing, take_turns
 from vqcodec_kernels import native_isa, nearest_codeword
 from vqcodec_kernels.nearest_codeword import Backend, Precision
 
@@ -84,9 +83,6 @@ CODEC_DIM, TORCH_RATIO = 4, 15.0
 PAIRS_PER_SECOND = {False: 14e9, True: 8e9}
 """With AVX-512, at CODEC_DIM: without and with bias tables."""
 
-SETTLE_SECONDS = 0.02
-"""Rest before a turn: each library has its own threads, and they spin for a while after their work,
-on the cores that the next search needs."""
 OURS, OURS_FAST, SGEMM = "vqcodec exact", "vqcodec fast", "sgemm"
 PACKAGES = (
     "faiss-cpu",
@@ -99,23 +95,6 @@ PACKAGES = (
 )
 """Those that decide the figures here, besides the ones that every result file names."""
 
-# --- timing ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Effort:
-    """rounds: turns of each search; turn_seconds: least time of a turn; sgemm_size: its matrices;
-    compiled: let torch compile too, which takes seconds for each shape."""
-
-    rounds: int
-    turn_seconds: float
-    sgemm_size: int
-    compiled: bool
-
-
-FULL = Effort(rounds=7, turn_seconds=0.1, sgemm_size=2048, compiled=True)
-QUICK = Effort(rounds=2, turn_seconds=0.0, sgemm_size=64, compiled=False)
-
 
 def shrink(shape: Shape) -> Shape:
     """A shape of the same kind for --quick."""
@@ -126,53 +105,6 @@ def shrink(shape: Shape) -> Shape:
         groups=min(shape.groups, 3),
         tables=min(shape.tables, 4),
     )
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds a call over the rounds; `repeats` calls make a turn."""
-
-    median: float
-    min: float
-    max: float
-    repeats: int
-
-
-def take_turns(
-    calls: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
-    turn_seconds: float,
-    finish: Callable[[], object] = lambda: None,
-) -> dict[str, Timing]:
-    """Times calls that have run before: a, b, c, a, b, c, ... for `rounds` rounds.
-
-    A turn repeats its call until it should take `turn_seconds`, after SETTLE_SECONDS of rest and, if
-    one call is short, one that is not counted. `finish` waits for what a call left running.
-    """
-
-    def turn(call: Callable[[], object], repeats: int) -> float:
-        time.sleep(SETTLE_SECONDS)
-        if repeats > 1:
-            call()
-            finish()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        finish()
-        return (time.perf_counter() - start) / repeats
-
-    repeats = {
-        name: max(1, math.ceil(turn_seconds / max(turn(call, 1), 1e-6))) for name, call in calls.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            seconds[name].append(turn(call, repeats[name]))
-    return {
-        name: Timing(statistics.median(times), min(times), max(times), repeats[name])
-        for name, times in seconds.items()
-    }
 
 
 # --- one case -------------------------------------------------------------------------------------

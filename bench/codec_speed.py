@@ -36,7 +36,8 @@ from PIL import Image
 # Run as a script: the root comes last, so that an installed vqcodec is the one that is measured.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from bench.metrics import psnr_rgb, record, write_json
+from bench.metrics import record, write_json
+from vqcodec.similarity import psnr_rgb
 
 if TYPE_CHECKING:
     from vqcodec.codec import Codec

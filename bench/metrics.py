@@ -2,11 +2,10 @@
 
 Purpose: one definition of every figure that a table or a result file shows.
 
-Layout: PSNR; curves and BD-rate; code lengths; then the record (machine, versions, command, JSON).
+Layout: curves and BD-rate; code lengths; then the record (machine, versions, command, JSON). PSNR and
+MS-SSIM are the package's own, `vqcodec.similarity`.
 
 Invariants
-- PSNR is taken over all three channels of two 8-bit RGB pictures together, in exact integers up
-  to the logarithm.
 - Nothing is extrapolated: a curve answers only between its own ends, otherwise `CurveError`.
 - The record names no host, no user and no directory, so that result files can be published.
 """
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 INSTRUCTION_SETS = (
     "avx2",
@@ -54,22 +53,6 @@ class Curve:
 
     bpp: tuple[float, ...]
     psnr: tuple[float, ...]
-
-
-def psnr_rgb(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """PSNR in dB of two uint8 arrays of one shape (H, W, 3); `inf` if they are equal.
-
-    One mean squared error over the pixels and the three channels. ValueError for anything else.
-    """
-    if a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ValueError(f"expected uint8 pictures, got {a.dtype} and {b.dtype}")
-    if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 3 or a.size == 0:
-        raise ValueError(f"expected two RGB pictures of one size, got {a.shape} and {b.shape}")
-    difference = a.astype(np.int32) - b
-    squares = int(np.sum(difference * difference, dtype=np.int64))
-    if squares == 0:
-        return math.inf
-    return 10.0 * math.log10(255.0**2 * a.size / squares)
 
 
 def curve_of_means(bpp: ArrayLike, psnr: ArrayLike) -> Curve:

@@ -45,11 +45,11 @@ from bench.metrics import (
     curve_of_means,
     empirical_bits,
     psnr_at,
-    psnr_rgb,
     record,
     require_range,
     write_json,
 )
+from vqcodec.similarity import psnr_rgb
 
 if TYPE_CHECKING:
     from vqcodec.codec import Codec, EncodeStats

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from bench import bench_nearest_codeword as bench
 from bench import search_baselines as baselines
-from bench.bench_nearest_codeword import CODEC_SHAPES, CPU_SHAPES, OURS, QUICK, SGEMM, Case, Timing
+from bench import timing as timing_module
+from bench.bench_nearest_codeword import CODEC_SHAPES, CPU_SHAPES, OURS, SGEMM, Case
 from bench.search_baselines import EXACT, FLOAT32, FLOAT64, Competitor, Problem, Shape
 from bench.search_memory import RESET_PEAK, memory_beyond_output
+from bench.timing import QUICK, Timing
 from vqcodec_kernels import native_isa, nearest_codeword
 from vqcodec_kernels.nearest_codeword import Backend
 
@@ -156,9 +158,9 @@ def test_searches_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         order.append(name)
 
     clock = SimpleNamespace(perf_counter=lambda: now, sleep=lambda _: order.append("rest"))
-    monkeypatch.setattr(bench, "time", clock)
+    monkeypatch.setattr(timing_module, "time", clock)
     calls = {"fast": partial(call, "fast", 0.0625), "slow": partial(call, "slow", 0.25)}
-    timings = bench.take_turns(calls, rounds=3, turn_seconds=0.125)
+    timings = timing_module.take_turns(calls, rounds=3, turn_seconds=0.125)
     assert timings["fast"] == Timing(0.0625, 0.0625, 0.0625, 2)
     assert timings["slow"] == Timing(0.25, 0.25, 0.25, 1)
     # One call each to see how often a turn must repeat it; of several, one more is not counted.
