@@ -1,5 +1,6 @@
-"""Fixtures that several test files share: synthetic pictures and a tiny model trained on them."""
+"""Fixtures that several test files share: synthetic pictures and tiny models trained on them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,16 @@ def tiny_model(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     out = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     return train_model(data=pictures, out=out, steps=8, preset="tiny", seed=3)
+
+
+@pytest.fixture(scope="session")
+def mode_models(pictures: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model of each mode after a few steps: vq.safetensors and so on."""
+    from vqcodec.train import train_model
+
+    folder = tmp_path_factory.mktemp("modes")
+    shutil.copy(tiny_model, folder / "vq.safetensors")
+    for mode in ("ae", "vae", "dvae", "vqvae"):
+        out = folder / f"{mode}.safetensors"
+        train_model(data=pictures, out=out, steps=4, preset="tiny", seed=3, mode=mode)
+    return folder

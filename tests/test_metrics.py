@@ -21,42 +21,6 @@ from bench import codec_speed, metrics, rd
 from bench.metrics import Curve, CurveError
 from vqcodec import container
 
-# --- PSNR -----------------------------------------------------------------------------------------
-
-
-def grey(value: int, *, height: int = 4, width: int = 6) -> np.ndarray:
-    return np.full((height, width, 3), value, dtype=np.uint8)
-
-
-def test_psnr_of_known_differences() -> None:
-    assert metrics.psnr_rgb(grey(7), grey(8)) == pytest.approx(20 * math.log10(255))
-    # As bytes 3 - 5 would be 254: the sign must survive.
-    assert metrics.psnr_rgb(grey(3), grey(5)) == pytest.approx(20 * math.log10(255 / 2))
-    assert metrics.psnr_rgb(grey(0), grey(255)) == pytest.approx(0.0)
-    assert metrics.psnr_rgb(grey(9), grey(9)) == math.inf
-
-
-def test_psnr_takes_one_error_over_the_three_channels() -> None:
-    other = grey(100)
-    other[..., 1] += 6
-    # Mean of (0, 36, 0) is 12; the mean of three PSNRs would be infinite.
-    assert metrics.psnr_rgb(grey(100), other) == pytest.approx(10 * math.log10(255**2 / 12))
-
-
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        (grey(1), grey(1, width=7)),
-        (grey(1)[..., 0], grey(1)[..., 0]),
-        (grey(1).astype(np.float32), grey(1)),
-        (grey(1, height=0), grey(1, height=0)),
-    ],
-)
-def test_psnr_refuses_what_is_not_two_rgb_pictures(a: Any, b: Any) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        metrics.psnr_rgb(a, b)
-
-
 # --- curves ---------------------------------------------------------------------------------------
 
 

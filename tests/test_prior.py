@@ -10,7 +10,7 @@ from vqcodec.entropy import StreamDecoder, StreamEncoder, TableModels, ideal_bit
 from vqcodec.errors import CorruptError, ModelFileError
 from vqcodec.model import Model, load_model
 from vqcodec.prior import PASSES, expand_tables, list_passes, store_tables
-from vqcodec.train.prior import CodedPhoto, StageNet, codeword_energies, select_tables
+from vqcodec.train.prior import CodedPhoto, StageNet, select_tables, symbol_energies
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_the_float_twin_agrees_with_its_export(model: Model) -> None:
     """Expected bits of the twin, hardened to its best table, are near those of the integers."""
     torch.manual_seed(0)
     config = model.config
-    norms = codeword_energies(model.quantizer)
+    norms = symbol_energies(model.quantizer)
     tensors = dict(model.prior.tensors)
     index = _random_indices(model, 8, 8, seed=4)
     for stage in range(config.quantizer.stages):

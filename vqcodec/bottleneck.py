@@ -7,9 +7,13 @@ Every kind of latent offers the same four steps, so one codec and one container 
 
 A `SymbolPlane` is one typed plane of symbols with the probability table of each; streams are the
 bytes of each plane's prior tiles. Only integers pass between `write` and `read`.
+
+Layout: the protocol; planes and the prior's order of coding, shared by all; the vector bottleneck
+and how its relatives of the modes vqvae and dvae choose indices. `vqcodec.uniform` has the
+bottleneck of continuous latents.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,16 +24,20 @@ from torch import Tensor
 
 from vqcodec.entropy import StreamDecoder, StreamEncoder, TableModels, ideal_bits
 from vqcodec.errors import CorruptError
-from vqcodec.prior import IntegerPrior, PriorContext, list_passes
-from vqcodec.quantizer import RatePoint, ResidualQuantizer, level_in, stage_price, to_latent
+from vqcodec.posterior import CategoricalPosterior
+from vqcodec.prior import PROBABILITY_BITS, IntegerPrior, Pass, PriorConfig, PriorContext, list_passes
+from vqcodec.quantizer import LEVELS, RatePoint, ResidualQuantizer, level_in, stage_price, to_latent
 
 
 @dataclass(frozen=True)
 class SymbolPlane:
-    """Symbols of one stage: index and table uint8 (G, H, W); bits: their ideal code length."""
+    """Symbols of one stage: index and table (G, H, W); bits: their ideal code length.
+
+    Indices are uint8, values of a continuous latent int32 (those outside the alphabet escape).
+    """
 
     stage: int
-    index: NDArray[np.uint8]
+    index: NDArray[np.integer]
     tables: NDArray[np.uint8]
     bits: float
 
@@ -37,19 +45,92 @@ class SymbolPlane:
 class Bottleneck(Protocol):
     """What the codec asks of a kind of latent."""
 
+    @property
+    def buckets(self) -> int:
+        """Number of rate buckets; a file's lies in 1..buckets."""
+
     def to_symbols(self, latent: Tensor, point: RatePoint) -> list[SymbolPlane]:
         """Symbols of latent (C, H, W) at a point of the rate axis."""
 
     def write(self, planes: Sequence[SymbolPlane]) -> dict[int, list[bytes]]:
-        """Streams of each plane, one a prior tile; planes that need none are left out."""
+        """Streams of each section by stage, one a prior tile; what needs none is left out."""
 
     def read(
         self, streams: Mapping[int, Sequence[bytes]], bucket: int, height: int, width: int
-    ) -> list[NDArray[np.uint8]]:
-        """Indices (G, H, W) of every stage up to the last that has streams, at least the first."""
+    ) -> Sequence[NDArray[np.integer]]:
+        """Symbols (G, H, W) of every stage up to the last that has streams, at least the first."""
 
-    def from_symbols(self, indices: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Latent (C, H, W) of the indices of each stage."""
+    def from_symbols(self, indices: Sequence[NDArray[np.integer]], bucket: int) -> Tensor:
+        """Latent (C, H, W) of the symbols of each stage."""
+
+    def shown_bucket(self, indices: Sequence[NDArray[np.integer]], bucket: int) -> int:
+        """The rate bucket that the synthesis is told."""
+
+
+def choose_plane(
+    context: PriorContext, choose: Callable[[Pass, NDArray[np.uint8]], NDArray[np.uint8]]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Goes through the stage that was begun, in coding order, and closes it.
+
+    choose: symbols (g, P) of a pass, given its tables (g, P). Symbols and tables (G, H, W).
+    """
+    tables = np.zeros((context.prior.groups, *context.shape), np.uint8)
+    for step in context.passes:
+        chosen = context.select(step)
+        context.update(step, choose(step, chosen))
+        tables[step.groups, step.rows, step.columns] = chosen
+    return context.end_stage(), tables
+
+
+def write_plane(models: TableModels, config: PriorConfig, plane: SymbolPlane) -> list[bytes]:
+    """The streams of a plane of symbols uint8, one a prior tile."""
+    passes = list_passes(config, *plane.index.shape)
+    coded = []
+    for tile in range(len(passes[0].tiles) - 1):
+        encoder = StreamEncoder(models)
+        for step in passes:
+            here = slice(step.tiles[tile], step.tiles[tile + 1])
+            rows, columns = step.rows[here], step.columns[here]
+            encoder.encode(
+                step.groups.start,
+                plane.index[step.groups, rows, columns].astype(np.uint8, copy=False),
+                plane.tables[step.groups, rows, columns],
+            )
+        coded.append(encoder.finish())
+    return coded
+
+
+def read_plane(models: TableModels, context: PriorContext, streams: Sequence[bytes]) -> NDArray[np.uint8]:
+    """The inverse of `write_plane` in the stage that was begun, which it closes: symbols (G, H, W)."""
+    decoders = [StreamDecoder(models, data) for data in streams]
+
+    def decode(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        index = np.empty_like(tables)
+        for tile, decoder in enumerate(decoders):
+            here = slice(step.tiles[tile], step.tiles[tile + 1])
+            index[:, here] = decoder.decode(step.groups.start, tables[:, here])
+        return index
+
+    index, _ = choose_plane(context, decode)
+    for decoder in decoders:
+        decoder.check_end()
+    return index
+
+
+def draw_plane(
+    frequencies: NDArray[np.int64], context: PriorContext, random: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Symbols (G, H, W) drawn from the tables (G, T, K) of the stage that was begun."""
+    below = frequencies.cumsum(-1)
+
+    def draw(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        places = random.integers(0, 1 << PROBABILITY_BITS, tables.shape)
+        index = np.empty_like(tables)
+        for row, group in enumerate(range(step.groups.start, step.groups.stop)):
+            index[row] = (below[group][tables[row]] <= places[row][:, None]).sum(-1)
+        return index
+
+    return choose_plane(context, draw)[0]
 
 
 class VectorBottleneck:
@@ -71,6 +152,10 @@ class VectorBottleneck:
         self._models = [TableModels(f) for f in prior.frequencies]
         self._bits = [torch.from_numpy(bits) for bits in prior.bits]
 
+    @property
+    def buckets(self) -> int:
+        return self.quantizer.config.stages * LEVELS
+
     def to_symbols(self, latent: Tensor, point: RatePoint) -> list[SymbolPlane]:
         """Entropy-constrained assignment: each index pays what its own table will charge."""
         config = self.quantizer.config
@@ -81,22 +166,9 @@ class VectorBottleneck:
         for stage in range(point.last_stage + 1):
             level = level_in(point.bucket, stage)
             assert level is not None
-            price = stage_price(config, point, stage)
             context.begin_stage(level)
-            tables = np.zeros((config.groups, height, width), np.uint8)
-            for step in context.passes:
-                chosen = context.select(step)
-                flat = torch.from_numpy(step.rows.astype(np.int64) * width + step.columns)
-                index = self.quantizer.assign(
-                    stage,
-                    residual[flat],
-                    price * self._bits[stage][step.groups],
-                    torch.from_numpy(chosen.astype(np.int32)),
-                    groups=step.groups,
-                ).numpy()
-                context.update(step, index)
-                tables[step.groups, step.rows, step.columns] = chosen
-            index = context.end_stage()
+            assign = self._assignment(stage, residual, point, width)
+            index, tables = choose_plane(context, assign)
             flat_index = torch.from_numpy(index.reshape(config.groups, -1))
             residual = residual - to_latent(self.quantizer.look_up(stage, flat_index))
             bits = ideal_bits(self.prior.frequencies[stage], index, tables)
@@ -105,26 +177,11 @@ class VectorBottleneck:
 
     def write(self, planes: Sequence[SymbolPlane]) -> dict[int, list[bytes]]:
         """One stream a tile and stage; a stage that is all zero is left out."""
-        streams: dict[int, list[bytes]] = {}
-        for plane in planes:
-            if not plane.index.any():
-                continue
-            groups, height, width = plane.index.shape
-            passes = list_passes(self.prior.config, groups, height, width)
-            coded = []
-            for tile in range(len(passes[0].tiles) - 1):
-                encoder = StreamEncoder(self._models[plane.stage])
-                for step in passes:
-                    here = slice(step.tiles[tile], step.tiles[tile + 1])
-                    rows, columns = step.rows[here], step.columns[here]
-                    encoder.encode(
-                        step.groups.start,
-                        plane.index[step.groups, rows, columns],
-                        plane.tables[step.groups, rows, columns],
-                    )
-                coded.append(encoder.finish())
-            streams[plane.stage] = coded
-        return streams
+        return {
+            plane.stage: write_plane(self._models[plane.stage], self.prior.config, plane)
+            for plane in planes
+            if plane.index.any()
+        }
 
     def read(
         self, streams: Mapping[int, Sequence[bytes]], bucket: int, height: int, width: int
@@ -140,20 +197,10 @@ class VectorBottleneck:
                 context.skip_stage()
                 continue
             context.begin_stage(level)
-            decoders = [StreamDecoder(self._models[stage], data) for data in streams[stage]]
-            for step in context.passes:
-                tables = context.select(step)
-                index = np.empty_like(tables)
-                for tile, decoder in enumerate(decoders):
-                    here = slice(step.tiles[tile], step.tiles[tile + 1])
-                    index[:, here] = decoder.decode(step.groups.start, tables[:, here])
-                context.update(step, index)
-            for decoder in decoders:
-                decoder.check_end()
-            context.end_stage()
+            read_plane(self._models[stage], context, streams[stage])
         return context.decoded
 
-    def from_symbols(self, indices: Sequence[NDArray[np.uint8]]) -> Tensor:
+    def from_symbols(self, indices: Sequence[NDArray[np.integer]], bucket: int) -> Tensor:
         """Sum of the codewords of all stages, exact in fixed point."""
         config = self.quantizer.config
         if not indices:
@@ -165,7 +212,87 @@ class VectorBottleneck:
             total += self.quantizer.look_up(stage, flat)
         return to_latent(total).reshape(height, width, -1).permute(2, 0, 1)
 
+    def shown_bucket(self, indices: Sequence[NDArray[np.integer]], bucket: int) -> int:
+        """A file cut to fewer stages is shown as what it is: complete up to its last stage."""
+        return min(bucket, len(indices) * LEVELS)
+
+    def draw(self, height: int, width: int, random: np.random.Generator) -> list[NDArray[np.uint8]]:
+        """Indices (G, H, W) of every stage, drawn from the prior."""
+        context = self._context(height, width)
+        for frequencies in self.prior.frequencies:
+            context.begin_stage(LEVELS - 1)
+            draw_plane(frequencies, context, random)
+        return context.decoded
+
+    def _assignment(
+        self, stage: int, residual: Tensor, point: RatePoint, width: int
+    ) -> Callable[[Pass, NDArray[np.uint8]], NDArray[np.uint8]]:
+        """How the indices of a pass are chosen from the stage's residual (H W, C) and their tables."""
+        price = stage_price(self.quantizer.config, point, stage)
+
+        def assign(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return self.quantizer.assign(
+                stage,
+                residual[_flat(step, width)],
+                price * self._bits[stage][step.groups],
+                torch.from_numpy(tables.astype(np.int32)),
+                groups=step.groups,
+            ).numpy()
+
+        return assign
+
     def _context(self, height: int, width: int) -> PriorContext:
         return self.prior.context(
             height, width, native=self.native, threads=self.threads or torch.get_num_threads()
         )
+
+
+class NestedBottleneck(VectorBottleneck):
+    """Nearest codewords, whatever they cost (mode vqvae), or the likeliest (mode dvae).
+
+    The rate is set by how much is coded: in the last stage, at level l, only the first
+    (l + 1) / LEVELS of the groups; the others are zero (O. Rippel, M. Gelbart, R. Adams, "Learning
+    ordered representations with nested dropout", ICML 2014). posterior: chooses the indices of the
+    first stage in place of distances; scale (C,) is the unit of its latent.
+    """
+
+    def __init__(
+        self,
+        quantizer: ResidualQuantizer,
+        prior: IntegerPrior,
+        *,
+        posterior: CategoricalPosterior | None = None,
+        scale: Tensor | None = None,
+        native: bool | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(quantizer, prior, native=native, threads=threads)
+        self.posterior, self.scale = posterior, scale
+
+    def _assignment(
+        self, stage: int, residual: Tensor, point: RatePoint, width: int
+    ) -> Callable[[Pass, NDArray[np.uint8]], NDArray[np.uint8]]:
+        level = level_in(point.bucket, stage)
+        assert level is not None
+        if self.posterior is not None and self.scale is not None:
+            with torch.no_grad():
+                index = self.posterior.most_likely(residual / self.scale)
+        else:
+            index = self.quantizer.assign_nearest(stage, residual)
+        chosen = index.to(torch.uint8).numpy()
+        chosen[count_nested(self.quantizer.config.groups, level) :] = 0
+
+        def assign(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return chosen[step.groups][:, _flat(step, width).numpy()]
+
+        return assign
+
+
+def count_nested(groups: int, level: int) -> int:
+    """Groups that a level 0..LEVELS-1 keeps."""
+    return -(-groups * (level + 1) // LEVELS)
+
+
+def _flat(step: Pass, width: int) -> Tensor:
+    """Places of a pass's positions in raster order (int64)."""
+    return torch.from_numpy(step.rows.astype(np.int64) * width + step.columns)

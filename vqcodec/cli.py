@@ -1,15 +1,15 @@
 """The `vqcodec` command: a thin layer over the Python interface.
 
-Purpose: files and streams in, files and streams out, one line for each; what is decided here is
-only where results go, what is printed and what the exit code is.
+Purpose: files and streams in, files and streams out, one line for each; what is decided in the
+command line is only where results go, what is printed and what the exit code is.
 
-Layout: `main`; the parser and the types of its options; one function for each command; where
-outputs go (`_Outputs`); the loop over files and how errors are put into words.
+Layout: `main`; the parser and the types of its options; one function for each command that is about
+files and models. Those about modes stand in `vqcodec.cli_modes`, what all share in `vqcodec.cli_io`.
 
 Invariants
-- Standard output carries results that were asked for (data with `-`, `info`, `--version`), and
-  nothing else; everything said to a person goes to standard error. `--quiet` silences results and
-  notes, never errors.
+- Standard output carries results that were asked for (data with `-`, `info`, `compare`,
+  `--version`), and nothing else; everything said to a person goes to standard error. `--quiet`
+  silences results and notes there, never errors.
 - Nothing that exists is replaced without `-f`, and never an input by its own output, nor one
   output of a run by another of the same run.
 - One file that fails does not stop the others. No traceback is shown, except in Python's
@@ -30,42 +30,43 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
 
+from vqcodec.cli_io import (
+    PICTURE_FORMATS,
+    PICTURE_SUFFIX,
+    STREAM,
+    LazyCodec,
+    Outputs,
+    Stop,
+    complain,
+    each_file,
+    encode_picture,
+    explain,
+    read,
+    read_picture,
+    say,
+)
+from vqcodec.cli_modes import compare, generate, interpolate
 from vqcodec.container import (
+    MODE_NAMES,
     read_container,
     stage_payloads,
     tile_grid,
     unpack_tiles,
 )
-from vqcodec.errors import ImageError, OutputError, OutputExistsError, VqcError
-from vqcodec.files import write_atomically
 from vqcodec.inspection import FileInfo, info
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from vqcodec.codec import Codec
-
-STREAM = "-"
 INFO_SCHEMA = 1
 """Version of the objects that `info --json` prints; it rises when a key changes its meaning."""
 
 _SUFFIX = ".vqc"
-_PICTURE_SUFFIX = ".png"
-# Lossless formats only: a second lossy coding of the decoded picture is never what is wanted.
-_PICTURE_FORMATS: dict[str, tuple[str, dict[str, bool]]] = {
-    ".png": ("PNG", {}),
-    ".ppm": ("PPM", {}),
-    ".pgm": ("PPM", {}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".tif": ("TIFF", {}),
-    ".tiff": ("TIFF", {}),
-    ".bmp": ("BMP", {}),
-}
 _VERSIONED = ("torch", "triton", "numpy", "constriction", "safetensors", "pillow")
 
-_DESCRIPTION = "Compress pictures to .vqc files by vector quantisation, and back."
+_MODES = tuple(MODE_NAMES.values())
+_MAX_COUNT = 1000
+
+_FORMATS = f"the suffix selects a lossless format: {', '.join(PICTURE_FORMATS)}"
+_DESCRIPTION = "Compress pictures to .vqc files with learned transforms, and back."
 _EPILOG = """\
 'vqcodec COMMAND -h' describes a command. FILE or OUT may be '-' for standard
 input or output; after '--' nothing is taken for an option.
@@ -77,14 +78,6 @@ exit codes:
   3    a model is missing or unusable
   130  interrupted
 """
-
-
-class _Stop(Exception):
-    """Ends the command at once, for a reason that no further file would change."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,17 +96,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Here and not at the interpreter's end, where a closed pipe could not be caught.
             sys.stdout.flush()
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return 130
     except BrokenPipeError:
         _discard_stdout()
         return 1
-    except _Stop as stop:
-        _complain(str(stop))
+    except Stop as stop:
+        complain(str(stop))
         return stop.exit_code
     except Exception as error:
-        message, code = _explain(error)
-        _complain(message)
+        message, code = explain(error)
+        complain(message)
         return code
 
 
@@ -174,6 +167,13 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="1..100",
         help="from 1 (smallest file) to 100 (best picture), default 50",
     )
+    _add_mode(sub, "kind of latent (default: that of the model)")
+    sub.add_argument(
+        "--sample",
+        type=_seed,
+        metavar="SEED",
+        help="with --mode vae: draw the latent from the posterior instead of taking its mean",
+    )
     _add_coding(sub)
 
     sub = command(
@@ -185,8 +185,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_files(sub, ".vqc file")
     _add_output(
         sub,
-        "output file, or an existing directory; the suffix selects a lossless format: "
-        f"{', '.join(_PICTURE_FORMATS)}",
+        f"output file, or an existing directory; {_FORMATS}",
     )
     sub.add_argument(
         "--max-pixels", type=_at_least_one, metavar="N", help="refuse pictures of more pixels"
@@ -208,6 +207,63 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_files(sub, ".vqc file")
     _add_quiet(sub)
 
+    sub = command(
+        "generate",
+        generate,
+        "draw new pictures from the prior of a mode",
+        "They go on one sheet, generated-MODE-SEED.png; into a directory, in a file each.",
+    )
+    # All modes are taken, so that the command can say why the others do not serve.
+    sub.add_argument(
+        "--mode", choices=_MODES, required=True, metavar="vae|dvae|vqvae", help="kind of latent"
+    )
+    _add_count(sub, 16, low=1)
+    sub.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed, default 0")
+    sub.add_argument(
+        "--size", type=_size, default=(256, 256), metavar="WxH", help="in pixels, default 256x256"
+    )
+    _add_output(sub, f"file of the sheet, or an existing directory; {_FORMATS}")
+    _add_coding(sub)
+
+    sub = command(
+        "interpolate",
+        interpolate,
+        "go from one picture to another through the latent of a mode",
+        "The pictures A and B and those between them go on one strip, A-B.png beside A; into a "
+        "directory, in a file each.",
+    )
+    for name, which in (("first", "A"), ("second", "B")):
+        sub.add_argument(name, metavar=which, help=f"picture {which}, or - for standard input")
+    _add_mode(sub, "kind of latent", required=True)
+    _add_count(sub, 9, low=2)
+    _add_output(sub, f"file of the strip, or an existing directory; {_FORMATS}")
+    _add_coding(sub)
+
+    sub = command(
+        "compare",
+        compare,
+        "measure the modes against each other on the same pictures",
+        "Every picture is coded and decoded by every mode at every quality; a table is printed.",
+    )
+    _add_files(sub, "picture")
+    sub.add_argument(
+        "--modes",
+        type=_mode_names,
+        metavar="LIST",
+        help=f"modes, separated by commas (default: all, {','.join(_MODES)})",
+    )
+    sub.add_argument(
+        "--qualities",
+        type=_qualities,
+        metavar="LIST",
+        help="from 1 to 100, separated by commas (default: 10,30,50,70,90)",
+    )
+    sub.add_argument("-o", "--output", metavar="OUT", help="write a report, one HTML file, too")
+    _add_force(sub, "replace a file that exists")
+    sub.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
+    _add_device(sub)
+    _add_quiet(sub)
+
     sub = command("train", _train, "train a model on a folder of pictures")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of pictures")
     sub.add_argument(
@@ -215,16 +271,31 @@ def _build_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="MODEL",
-        help="weights file to write (.safetensors); checkpoints are kept beside it",
+        help="weights file to write (.safetensors), for several modes a directory; checkpoints are "
+        "kept beside it",
+    )
+    sub.add_argument(
+        "--mode",
+        type=_mode_names,
+        default=("vq",),
+        metavar="LIST",
+        help=f"kinds of latent, one after the other: {', '.join(_MODES)} (default vq)",
     )
     length = sub.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=_minutes, metavar="N", help="stop after N minutes (default 60)")
+    length.add_argument(
+        "--minutes", type=_positive, metavar="N", help="stop after N minutes (default 60)"
+    )
     length.add_argument("--steps", type=_at_least_one, metavar="N", help="stop after N steps")
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     sub.add_argument("--init", metavar="MODEL", help="start from a model, by name or file")
     sub.add_argument("--phases", type=_names, metavar="LIST", help="phases to run, separated by commas")
     sub.add_argument("--preset", default="default", metavar="NAME", help="size of the model")
     sub.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed, default 0")
+    losses = sub.add_argument_group("losses of the modes but vq")
+    losses.add_argument("--weight", type=_positive, metavar="C", help="of the divergence, default 1")
+    losses.add_argument("--noise", type=_positive, metavar="S", help="of pixels, grey levels, default 8")
+    losses.add_argument("--reconstruction", choices=("mse", "mae"), help="default mse")
+    losses.add_argument("--codebook", choices=("ema", "gradient"), help="of the vqvae, default ema")
     _add_device(sub)
     return parser
 
@@ -235,11 +306,25 @@ def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _add_output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", help=f"{what}; - for standard output")
+    _add_force(parser, "replace files that exist, write data to a terminal")
+
+
+def _add_force(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("-f", "--force", action="store_true", help=what)
+
+
+def _add_mode(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
+    parser.add_argument("--mode", choices=_MODES, required=required, help=what)
+
+
+def _add_count(parser: argparse.ArgumentParser, default: int, *, low: int) -> None:
     parser.add_argument(
-        "-f",
-        "--force",
-        action="store_true",
-        help="replace files that exist, write data to a terminal",
+        "-n",
+        "--count",
+        type=lambda text: _integer(text, low, _MAX_COUNT),
+        default=default,
+        metavar=f"{low}..{_MAX_COUNT}",
+        help=f"number of pictures, default {default}",
     )
 
 
@@ -286,7 +371,7 @@ def _seed(text: str) -> int:
     return _integer(text, 0, 2**63 - 1)
 
 
-def _minutes(text: str) -> float:
+def _positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -303,6 +388,26 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _mode_names(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    for name in names:
+        if name not in _MODES:
+            raise argparse.ArgumentTypeError(f"there is no mode {name!r}, only {', '.join(_MODES)}")
+    return names
+
+
+def _qualities(text: str) -> tuple[int, ...]:
+    return tuple(_quality(name) for name in _names(text))
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,9})[xX]([0-9]{1,9})", text)
+    width, height = (int(side) for side in match.groups()) if match else (0, 0)
+    if width < 1 or height < 1:
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, got {text!r}")
+    return width, height
+
+
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", text):
         raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:i, got {text!r}")
@@ -313,64 +418,59 @@ def _device(text: str) -> str:
 
 
 def _compress(args: argparse.Namespace) -> int:
-    outputs = _Outputs(args)
-    codec = _LazyCodec(args)
+    # Without a mode, a model may still be of the right one; loading it will tell.
+    mode = args.mode or (None if args.model else "vq")
+    if args.sample is not None and mode not in (None, "vae"):
+        args.parser.error("--sample needs --mode vae: no other mode has a posterior to draw from")
+    outputs = Outputs(args, args.files)
+    codec = LazyCodec(args, mode=args.mode if args.sample is None else "vae")
 
     def compress_one(source: str) -> None:
-        from vqcodec.image import load_picture
-
-        picture = load_picture(_read(source))
-        if not args.quiet:
-            for note in picture.notes:
-                _say(f"note: {source}: {note}")
-        target = outputs.target(source, [Path(source).stem + _SUFFIX])
+        picture = read_picture(source, quiet=args.quiet)
+        target = outputs.target([source], [Path(source).stem + _SUFFIX])
         coder = codec.get()
         started = time.perf_counter()
         pixels = picture.pixels[:, :, 0] if picture.grey else picture.pixels
-        data = coder.compress(pixels, quality=args.quality)
+        data = coder.compress(pixels, quality=args.quality, sample=args.sample)
         outputs.write(source, target, data)
         if not args.quiet:
             seconds = time.perf_counter() - started
             height, width = pixels.shape[:2]
-            _say(
+            say(
                 f"{source} -> {target or STREAM}  {len(data):,} bytes  "
                 f"{_bpp(data, width, height):.3f} bpp  {seconds:.2f} s"
             )
 
-    return _each_file(args.files, compress_one)
+    return each_file(args.files, compress_one)
 
 
 def _decompress(args: argparse.Namespace) -> int:
-    outputs = _Outputs(args)
-    if outputs.file is not None and outputs.file.suffix.lower() not in _PICTURE_FORMATS:
-        args.parser.error(
-            f"the suffix of {outputs.file} names no lossless picture format "
-            f"(allowed: {', '.join(_PICTURE_FORMATS)})"
-        )
-    codec = _LazyCodec(args)
+    outputs = Outputs(args, args.files)
+    outputs.require_picture_suffix()
+    codec = LazyCodec(args)
     limits = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
 
     def decompress_one(source: str) -> None:
-        data = _read(source)
+        data = read(source)
         # A damaged file is told before seconds go into loading a model.
         header, _ = read_container(data)
         name = Path(source).name
         stem = Path(name).stem if name.lower().endswith(_SUFFIX) else name
-        target = outputs.target(source, [stem + _PICTURE_SUFFIX, name + _PICTURE_SUFFIX])
+        target = outputs.target([source], [stem + PICTURE_SUFFIX, name + PICTURE_SUFFIX])
         coder = codec.get(header.code_id)
         started = time.perf_counter()
         image = coder.decompress(data, **limits)
-        outputs.write(source, target, _encoded(image, target))
+        outputs.write(source, target, encode_picture(image, target))
         if not args.quiet:
             seconds = time.perf_counter() - started
-            _say(f"{source} -> {target or STREAM}  {image.width} x {image.height}  {seconds:.2f} s")
+            say(f"{source} -> {target or STREAM}  {image.width} x {image.height}  {seconds:.2f} s")
 
-    return _each_file(args.files, decompress_one)
+    return each_file(args.files, decompress_one)
 
 
 def _info(args: argparse.Namespace) -> int:
     def info_one(source: str) -> None:
-        data = _read(source)
+        data = read(source)
         found = info(data)
         if args.json:
             import json
@@ -380,46 +480,58 @@ def _info(args: argparse.Namespace) -> int:
         else:
             print(_info_text(source, found))
 
-    return _each_file(args.files, info_one)
+    return each_file(args.files, info_one)
 
 
 def _verify(args: argparse.Namespace) -> int:
     def verify_one(source: str) -> None:
-        data = _read(source)
+        data = read(source)
         header, sections = read_container(data)
         tiles = tile_grid(header.width, header.height).count
         stages = stage_payloads(sections)
         for payload in stages.values():
             unpack_tiles(payload, tiles)
         if not args.quiet:
-            _say(f"{source}: undamaged  {len(stages)} stages  {len(data):,} bytes")
+            say(f"{source}: undamaged  {len(stages)} stages  {len(data):,} bytes")
 
-    return _each_file(args.files, verify_one)
+    return each_file(args.files, verify_one)
 
 
 def _train(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
-        raise _Stop(f"{args.data}: not a directory", 1)
+        raise Stop(f"{args.data}: not a directory", 1)
     import logging
 
-    from vqcodec.train import train_model
+    from vqcodec.model import MODE_MODELS
+    from vqcodec.train import ObjectiveConfig, train_model
 
+    several = len(args.mode) > 1
+    if several:
+        args.out.mkdir(parents=True, exist_ok=True)
+    losses = {
+        name: getattr(args, name)
+        for name in ("weight", "noise", "reconstruction", "codebook")
+        if getattr(args, name) is not None
+    }
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
-        train_model(
-            data=args.data,
-            out=args.out,
-            minutes=args.minutes,
-            steps=args.steps,
-            resume=args.resume,
-            init=args.init,
-            phases=args.phases,
-            device=args.device,
-            seed=args.seed,
-            preset=args.preset,
-        )
+        for mode in args.mode:
+            train_model(
+                data=args.data,
+                out=args.out / f"{MODE_MODELS[mode]}.safetensors" if several else args.out,
+                minutes=args.minutes,
+                steps=args.steps,
+                resume=args.resume,
+                init=args.init,
+                phases=args.phases,
+                device=args.device,
+                seed=args.seed,
+                preset=args.preset,
+                mode=mode,
+                objective=ObjectiveConfig(**losses) if losses else None,
+            )
     except ValueError as error:  # an option that only training can judge, such as a phase's name
-        raise _Stop(str(error), 2) from error
+        raise Stop(str(error), 2) from error
     return 0
 
 
@@ -450,129 +562,6 @@ def _native_kernels() -> str:
     return "no" if isa is None else f"yes ({isa})"
 
 
-# --- input and output ----------------------------------------------------------------------
-
-
-class _LazyCodec:
-    """The codecs of a run, each loaded when the first file needs it and then kept."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._model: str | None = args.model
-        self._device: str | None = None if args.device == "auto" else args.device
-        self._codecs: dict[int | None, Codec] = {}
-
-    def get(self, code_id: int | None = None) -> Codec:
-        """The codec, loaded at the first call: the model asked for, else the installed one with a
-        file's code id. Raises _Stop where no file can be coded, VqcError where this one cannot."""
-        key = None if self._model is not None else code_id
-        if key not in self._codecs:
-            from vqcodec.codec import load_codec
-
-            try:
-                self._codecs[key] = load_codec(model=self._model, device=self._device, code_id=key)
-            except VqcError as error:
-                if key is not None:
-                    raise
-                raise _Stop(str(error), error.exit_code) from error
-            except ValueError as error:  # a device that this machine does not have
-                raise _Stop(str(error), 2) from error
-        return self._codecs[key]
-
-
-class _Outputs:
-    """Where the results of one run go, by FILE..., `-o` and `-f`.
-
-    file: the one file named by `-o`; None if there is none, or `-o` is a directory or `-`.
-    """
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._force: bool = args.force
-        self._directory: Path | None = None
-        self._stream = args.output == STREAM
-        self._written: dict[Path, str] = {}
-        self.file: Path | None = None
-        if args.output is not None and not self._stream:
-            if os.path.isdir(args.output):
-                self._directory = Path(args.output)
-            else:
-                self.file = Path(args.output)
-        self._check_usage(args.files, args.output, args.parser.error)
-
-    def _check_usage(
-        self, files: Sequence[str], output: str | None, error: Callable[[str], NoReturn]
-    ) -> None:
-        if files.count(STREAM) > 1:
-            error("standard input can be read only once")
-        if self._stream and len(files) > 1:
-            error("several files cannot go to standard output")
-        if self.file is not None and len(files) > 1:
-            error(f"for several files OUT must be an existing directory, {output} is not")
-        if self.file is not None and output is not None and output.endswith(("/", os.sep)):
-            error(f"there is no directory {output}")
-        if self._directory is not None and STREAM in files:
-            error("the result of standard input needs a file name, not a directory")
-        to_stream = self._stream or (output is None and STREAM in files)
-        if to_stream and not self._force and sys.stdout.isatty():
-            error("data is not written to a terminal; redirect it, or use -f or -o OUT")
-
-    def target(self, source: str, names: Sequence[str]) -> Path | None:
-        """The path for the result of `source`, None for standard output.
-
-        `names` are the default file names, best first: the first that is free is taken, and the
-        last if none is. Raises OutputExistsError if the path may not be written.
-        """
-        if self._stream or (source == STREAM and self.file is None):
-            return None
-        if self.file is not None:
-            path = self.file
-        else:
-            directory = self._directory or Path(source).parent
-            paths = [directory / name for name in names]
-            path = next((path for path in paths if not os.path.lexists(path)), paths[-1])
-        if not os.path.lexists(path):
-            return path
-        # `-f` is meant for results of earlier runs, not for these two.
-        if source != STREAM and os.path.exists(path) and os.path.samefile(source, path):
-            raise OutputExistsError(f"the output {path} would replace the input")
-        if path.resolve() in self._written:
-            other = self._written[path.resolve()]
-            raise OutputExistsError(f"{path} was written for {other} just before")
-        if not self._force:
-            raise OutputExistsError(f"{path} exists already; -f replaces it")
-        return path
-
-    def write(self, source: str, target: Path | None, data: bytes) -> None:
-        """Write the result of `source` where `target` said; a file appears whole or not at all."""
-        if target is None:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-            return
-        write_atomically(target, data, overwrite=self._force)
-        self._written[target.resolve()] = source
-
-
-def _read(source: str) -> bytes:
-    return sys.stdin.buffer.read() if source == STREAM else Path(source).read_bytes()
-
-
-def _encoded(image: Image.Image, target: Path | None) -> bytes:
-    """The bytes of a picture file in the format that the suffix of `target` says."""
-    import io
-
-    suffix = _PICTURE_SUFFIX if target is None else target.suffix.lower()
-    name, options = _PICTURE_FORMATS[suffix]
-    if suffix == ".pgm" and image.mode != "L":
-        raise ImageError("a colour picture does not fit a .pgm file; use .ppm")
-    if suffix == ".ppm":
-        image = image.convert("RGB")
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, format=name, **options)
-    except (OSError, ValueError) as error:  # such as a side too long for WebP
-        raise OutputError(f"the picture cannot be written as {name}: {error}") from error
-    return buffer.getvalue()
-
-
 def _bpp(data: bytes, width: int, height: int) -> float:
     """Bits per pixel of a whole file."""
     return 8 * len(data) / (width * height)
@@ -587,52 +576,9 @@ def _info_text(source: str, found: FileInfo) -> str:
         f"code_id {found.code_id}",
     ]
     for section in found.sections:
-        name = f"section 0x{section.type:02x}, unknown and optional"
-        if section.stage is not None:
-            name = f"stage {section.stage}"
+        name = section.name or f"section 0x{section.type:02x}, unknown and optional"
         lines.append(f"  {name}: {section.bytes:,} bytes")
     return "\n".join(lines)
-
-
-# --- errors --------------------------------------------------------------------------------
-
-
-def _each_file(files: Sequence[str], work: Callable[[str], None]) -> int:
-    """Do `work` for every file, report those that fail, and return the exit code."""
-    code = 0
-    for source in files:
-        try:
-            work(source)
-        except (BrokenPipeError, _Stop):
-            raise
-        except Exception as error:
-            message, failure = _explain(error, source)
-            _complain(f"{source}: {message}")
-            code = max(code, failure)
-    return code
-
-
-def _explain(error: Exception, source: str = "") -> tuple[str, int]:
-    """What to say about an error that concerns the file `source`, and its exit code."""
-    if isinstance(error, VqcError):
-        return str(error), error.exit_code
-    if isinstance(error, OSError):
-        reason = error.strerror or str(error)
-        elsewhere = error.filename not in (None, source)
-        return f"{error.filename}: {reason}" if elsewhere else reason, 1
-    if isinstance(error, MemoryError):
-        return "not enough memory", 1
-    if sys.flags.dev_mode:
-        raise error
-    return f"unexpected {type(error).__name__}: {error}", 1
-
-
-def _complain(message: str) -> None:
-    _say(f"vqcodec: {message}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _discard_stdout() -> None:

@@ -5,6 +5,8 @@ feeds the entropy coder is integers on the CPU, so a file decodes to the same in
 pixels may differ by rounding between devices.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +18,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqcodec.bottleneck import SymbolPlane
+from vqcodec.bottleneck import NestedBottleneck, SymbolPlane
+from vqcodec.collapse import (
+    LatentHealth,
+    codebook_health,
+    deterministic_health,
+    gaussian_health,
+)
 from vqcodec.container import (
-    MODE_VQ,
+    MODE_NAMES,
+    UNIFORM_MODES,
     Header,
     Section,
     pack_tiles,
@@ -29,11 +38,19 @@ from vqcodec.container import (
     unpack_tiles,
     write_container,
 )
-from vqcodec.errors import CorruptError, TooLargeError, UnknownModelError
+from vqcodec.errors import CorruptError, ImageError, ModeError, TooLargeError, UnknownModelError
 from vqcodec.image import Picture, as_picture, to_image
-from vqcodec.model import QUALITIES, Model, find_model, find_model_by_code, load_model
-from vqcodec.quantizer import LEVELS
+from vqcodec.model import (
+    MODES,
+    QUALITIES,
+    Model,
+    find_model_by_code,
+    find_model_of_mode,
+    load_model,
+)
+from vqcodec.quantizer import ResidualQuantizer
 from vqcodec.transform import STRIDE, pad_pixels
+from vqcodec_kernels import gaussian_sample
 
 DEFAULT_MAX_PIXELS = 100_000_000
 # Side in latents of the block that is synthesised at once, and the overlap that keeps its pixels
@@ -48,12 +65,17 @@ PIXEL_BYTES = 64
 
 @dataclass(frozen=True)
 class EncodeStats:
-    """What one encode spent. indices: (G, H, W) a stage; estimated_bits: the tables' ideal."""
+    """What one encode spent. indices: symbols (G, H, W) a stage; estimated_bits: the tables' ideal.
+
+    divergence_bits: KL of the encoder's posterior from its prior, for the whole picture, in bits;
+    None in modes without a posterior.
+    """
 
     bytes: int
     payload_bytes: int
     estimated_bits: float
-    indices: list[NDArray[np.uint8]]
+    indices: list[NDArray[np.integer]]
+    divergence_bits: float | None = None
 
 
 class Codec:
@@ -64,15 +86,30 @@ class Codec:
         self.analysis = model.analysis.to(device)
         self.synthesis = model.synthesis.to(device)
 
-    def compress(self, image: Image.Image | NDArray[np.uint8] | Picture, *, quality: int = 50) -> bytes:
-        """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W)."""
-        return self._encode(as_picture(image), quality)[0]
+    def compress(
+        self,
+        image: Image.Image | NDArray[np.uint8] | Picture,
+        *,
+        quality: int = 50,
+        sample: int | None = None,
+    ) -> bytes:
+        """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W).
+
+        sample: a seed; the latent is then drawn from the posterior instead of being its mean (mode
+        vae; ModeError in others).
+        """
+        return self._encode(as_picture(image), quality, sample)[0]
 
     def analyse(
-        self, image: Image.Image | NDArray[np.uint8] | Picture, *, quality: int = 50
+        self,
+        image: Image.Image | NDArray[np.uint8] | Picture,
+        *,
+        quality: int = 50,
+        sample: int | None = None,
     ) -> EncodeStats:
         """`compress`, with an account of the bits instead of the file."""
-        data, planes = self._encode(as_picture(image), quality)
+        picture = as_picture(image)
+        data, planes = self._encode(picture, quality, sample)
         _, sections = read_container(data)
         coded = {s for s in stage_payloads(sections)}
         return EncodeStats(
@@ -80,6 +117,99 @@ class Codec:
             payload_bytes=sum(len(section.payload) for section in sections),
             estimated_bits=sum(plane.bits for plane in planes if plane.stage in coded),
             indices=[plane.index for plane in planes],
+            divergence_bits=self._divergence_bits(picture),
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self, count: int, *, seed: int, width: int = 256, height: int = 256
+    ) -> list[Image.Image]:
+        """Pictures drawn from the prior: a Gaussian in mode vae, the index prior in dvae and vqvae.
+
+        The same for the same seed, size and count. ModeError in other modes, ValueError for sizes
+        and counts below 1.
+        """
+        if min(count, width, height) < 1:
+            raise ValueError(f"count and sides must be positive, got {count}, {width} x {height}")
+        grid = tile_grid(width, height)
+        mode, bottleneck = self.model.config.mode, self.model.bottleneck
+        bucket = bottleneck.buckets
+        if mode == "vae":
+            size = (count, self.model.config.transform.channels, grid.rows, grid.cols)
+            drawn = gaussian_sample(torch.zeros(size), torch.zeros(size), seed=seed, kl=False).z
+            latents = list(drawn * self.analysis.scale.cpu()[:, None, None])
+        elif isinstance(bottleneck, NestedBottleneck):
+            random = np.random.default_rng(seed)
+            latents = [
+                bottleneck.from_symbols(bottleneck.draw(grid.rows, grid.cols, random), bucket)
+                for _ in range(count)
+            ]
+        elif mode == "ae":
+            raise ModeError("an autoencoder has no prior to draw from; use vae, dvae or vqvae")
+        else:
+            raise ModeError(f"mode {mode} codes pictures, it does not draw them; use vae, dvae or vqvae")
+        return [
+            to_image(self._synthesise(latent, bucket, height, width), grey=False) for latent in latents
+        ]
+
+    @torch.inference_mode()
+    def interpolate(
+        self,
+        first: Image.Image | NDArray[np.uint8] | Picture,
+        second: Image.Image | NDArray[np.uint8] | Picture,
+        *,
+        count: int,
+    ) -> list[Image.Image]:
+        """`count` pictures, at least 2, at equal steps on the line between two latents.
+
+        Each latent on the line is coded and decoded at the best quality, so the ends are what
+        `decompress` gives. ImageError for pictures of unequal size.
+        """
+        if count < 2:
+            raise ValueError(f"a line has at least two pictures, got {count}")
+        pictures = as_picture(first), as_picture(second)
+        (height, width), other = (p.pixels.shape[:2] for p in pictures)
+        if (height, width) != other:
+            raise ImageError(
+                f"the pictures differ in size: {width} x {height} and {other[1]} x {other[0]}"
+            )
+        start, end = (self._latent(picture) for picture in pictures)
+        bottleneck, point = self.model.bottleneck, self.model.config.points[-1]
+        line = []
+        for place in np.linspace(0, 1, count).tolist():
+            planes = bottleneck.to_symbols(torch.lerp(start, end, place), point)
+            latent = bottleneck.from_symbols([p.index for p in planes], point.bucket)
+            pixels = self._synthesise(latent, point.bucket, height, width)
+            line.append(to_image(pixels, grey=all(p.grey for p in pictures)))
+        return line
+
+    @torch.inference_mode()
+    def inspect_latent(self, images: Sequence[Image.Image | NDArray[np.uint8] | Picture]) -> LatentHealth:
+        """Whether the latent collapsed, measured over all positions of some pictures."""
+        if not images:
+            raise ValueError("there must be at least one picture to measure a latent on")
+        pictures = [as_picture(image) for image in images]
+        mode = self.model.config.mode
+        if mode == "vae":
+            parts = [self._posterior(picture) for picture in pictures]
+            mean, log_variance = (torch.cat([_positions(p[i]) for p in parts]) for i in (0, 1))
+            return gaussian_health(mean, log_variance)
+        latents = [self._latent(picture) for picture in pictures]
+        if mode == "ae":
+            return deterministic_health(
+                torch.cat([_positions(latent) for latent in latents]), self.analysis.scale.cpu()
+            )
+        assert isinstance(self.model.quantizer, ResidualQuantizer)
+        vectors = torch.cat([_positions(latent) for latent in latents])
+        posterior = self.model.posterior
+        if posterior is None:
+            indices = self.model.quantizer.nearest_stages(vectors)
+            return codebook_health(indices, self.model.config.quantizer.codewords, mode=mode)
+        return codebook_health(
+            posterior.most_likely(vectors / self.analysis.scale.cpu()),
+            self.model.config.quantizer.codewords,
+            mode=mode,
+            kl=self._categorical_divergence(vectors),
         )
 
     def decompress(self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
@@ -90,37 +220,39 @@ class Codec:
                 f"the file needs the model with code id {header.code_id:08x}, "
                 f"this one ({self.model.config.name}) has {self.model.code_id:08x}"
             )
-        stages = self.model.config.quantizer.stages
-        if header.rate > stages * LEVELS:
-            raise CorruptError(f"rate bucket {header.rate}, but the model has {stages * LEVELS}")
+        bottleneck = self.model.bottleneck
+        if (header.mode in UNIFORM_MODES) != (MODES[self.model.config.mode] in UNIFORM_MODES):
+            raise CorruptError(
+                f"the file is of mode {MODE_NAMES[header.mode]}, its model of {self.model.config.mode}"
+            )
+        if header.rate > bottleneck.buckets:
+            raise CorruptError(f"rate bucket {header.rate}, but the model has {bottleneck.buckets}")
         grid = tile_grid(header.width, header.height)
         streams = {
             stage: unpack_tiles(payload, grid.count)
             for stage, payload in stage_payloads(sections).items()
         }
-        bottleneck = self.model.bottleneck
         indices = bottleneck.read(streams, header.rate, grid.rows, grid.cols)
-        latent = bottleneck.from_symbols(indices)
-        # A file cut to fewer stages is shown as what it is: complete up to its last stage.
-        bucket = min(header.rate, len(indices) * LEVELS)
+        latent = bottleneck.from_symbols(indices, header.rate)
+        bucket = bottleneck.shown_bucket(indices, header.rate)
         pixels = self._synthesise(latent, bucket, header.height, header.width)
         return to_image(pixels, grey=header.grey)
 
-    def _encode(self, picture: Picture, quality: int) -> tuple[bytes, list[SymbolPlane]]:
+    def _encode(
+        self, picture: Picture, quality: int, sample: int | None = None
+    ) -> tuple[bytes, list[SymbolPlane]]:
         if isinstance(quality, bool) or not isinstance(quality, int):
             raise ValueError(f"quality must be an integer, got {quality!r}")
         if not 1 <= quality <= QUALITIES:
             raise ValueError(f"quality must be 1..{QUALITIES}, got {quality}")
         height, width = picture.pixels.shape[:2]
-        pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].to(self.device).float()
-        with torch.inference_mode():
-            latent = self.analysis(pad_pixels(pixels))[0].cpu()
         point = self.model.config.points[quality - 1]
         bottleneck = self.model.bottleneck
         with torch.inference_mode():
+            latent = self._latent(picture) if sample is None else self._drawn_latent(picture, sample)
             planes = bottleneck.to_symbols(latent, point)
         header = Header(
-            mode=MODE_VQ,
+            mode=MODES[self.model.config.mode],
             grey=picture.grey,
             rate=point.bucket,
             width=width,
@@ -132,10 +264,54 @@ class Codec:
         data = write_container(header, sections)
         # A single pixel in a saturated colour would take a few bytes more, for a refinement that
         # hardly shows: its last stages go.
-        while height == width == 1 and len(data) > PIXEL_BYTES:
+        while height == width == 1 and len(data) > PIXEL_BYTES and header.mode not in UNIFORM_MODES:
             planes = planes[: sections.pop().stage]
             data = write_container(header, sections)
         return data, planes
+
+    def _pixels(self, picture: Picture) -> Tensor:
+        """The padded pixels (1, 3, H, W) of a picture, on the device."""
+        pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].to(self.device).float()
+        return pad_pixels(pixels)
+
+    def _latent(self, picture: Picture) -> Tensor:
+        """Latent (C, h, w) on the CPU; of a posterior, its mean."""
+        return self.analysis(self._pixels(picture))[0].cpu()
+
+    def _posterior(self, picture: Picture) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (C, h, w) of mode vae in units of the scale, on the CPU."""
+        mean, log_variance = self.analysis.posterior(self._pixels(picture))
+        return mean[0].cpu(), log_variance[0].cpu()
+
+    def _drawn_latent(self, picture: Picture, seed: int) -> Tensor:
+        """A latent (C, h, w) drawn from the posterior."""
+        if self.model.config.mode != "vae":
+            raise ModeError(
+                f"only mode vae has a posterior to sample from, this model is of {self.model.config.mode}"
+            )
+        drawn = gaussian_sample(*self._posterior(picture), seed=seed, kl=False).z
+        return drawn * self.analysis.scale.cpu()[:, None, None]
+
+    def _categorical_divergence(self, vectors: Tensor) -> Tensor:
+        """KL in nats (G, P) of mode dvae's posterior of latent vectors (P, C)."""
+        posterior = self.model.posterior
+        assert posterior is not None
+        units = vectors / self.analysis.scale.cpu()
+        # In parts: logits are K times as large as the latent.
+        return torch.cat([posterior.divergence(posterior.logits(u)) for u in units.split(1024)], 1)
+
+    @torch.inference_mode()
+    def _divergence_bits(self, picture: Picture) -> float | None:
+        """KL of the posterior of a picture from the prior, in bits; None without a posterior."""
+        if self.model.config.mode == "vae":
+            divergence = gaussian_sample(*self._posterior(picture), seed=0).kl
+            assert divergence is not None
+            nats = divergence
+        elif self.model.posterior is not None:
+            nats = self._categorical_divergence(_positions(self._latent(picture)))
+        else:
+            return None
+        return float(nats.double().sum()) / math.log(2)
 
     @torch.inference_mode()
     def _synthesise(self, latent: Tensor, bucket: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -163,16 +339,22 @@ class Codec:
 
 
 def load_codec(
-    model: str | Path | None = None, device: str | None = None, *, code_id: int | None = None
+    model: str | Path | None = None,
+    device: str | None = None,
+    *,
+    code_id: int | None = None,
+    mode: str | None = None,
 ) -> Codec:
     """A codec for a model on a device.
 
     model: name or path; without it, the installed model with `code_id` (from a file's header) if
-    that is given, else the packaged default. device: "cpu", "cuda[:i]"; None or "auto" takes a GPU
-    if there is one. Raises UnknownModelError, ModelFileError, ValueError for an absent device.
+    that is given, else the packaged one of `mode` ("vq", "ae", "vae", "dvae", "vqvae"), else the
+    default. device: "cpu", "cuda[:i]"; None or "auto" takes a GPU if there is one. Raises
+    UnknownModelError, ModelFileError, ModeError for a model of another mode, ValueError for an
+    absent device.
     """
     target = resolve_device(device)
-    return Codec(load_model(_find(model, code_id)), target)
+    return Codec(load_model(_find(model, code_id, mode)), target)
 
 
 def compress(
@@ -180,11 +362,16 @@ def compress(
     *,
     quality: int = 50,
     model: str | Path | None = None,
+    mode: str | None = None,
     device: str | None = None,
+    sample: int | None = None,
 ) -> bytes:
-    """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W); quality 1..100."""
-    codec = _cached_codec(model, device, None)
-    return codec.compress(image, quality=quality)
+    """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W); quality 1..100.
+
+    mode: "vq" (the default), "ae", "vae", "dvae" or "vqvae"; sample: see `Codec.compress`.
+    """
+    codec = _cached_codec(model, device, None, mode)
+    return codec.compress(image, quality=quality, sample=sample)
 
 
 def decompress(
@@ -213,14 +400,21 @@ def _read_limited(data: bytes, max_pixels: int) -> tuple[Header, list[Section]]:
     return header, sections
 
 
-def _find(model: str | Path | None, code_id: int | None) -> Path:
+def _positions(latent: Tensor) -> Tensor:
+    """Latent (C, h, w) to vectors (h w, C)."""
+    return latent.flatten(1).T
+
+
+def _find(model: str | Path | None, code_id: int | None, mode: str | None = None) -> Path:
     if model is None and code_id is not None:
         return find_model_by_code(code_id)
-    return find_model(None if model is None else str(model))
+    return find_model_of_mode(None if model is None else str(model), mode)
 
 
-def _cached_codec(model: str | Path | None, device: str | None, code_id: int | None) -> Codec:
-    path = _find(model, code_id).resolve()
+def _cached_codec(
+    model: str | Path | None, device: str | None, code_id: int | None, mode: str | None = None
+) -> Codec:
+    path = _find(model, code_id, mode).resolve()
     return _load_cached(path, path.stat().st_mtime_ns, device)
 
 

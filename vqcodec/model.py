@@ -1,9 +1,10 @@
 """Models: configuration, weights file, look-up by name, path or code id.
 
 A weights file is safetensors. Its metadata entry "vqcodec" is JSON: format, name, the
-configurations of transform, quantiser and prior, the point on the rate axis of each quality, and notes of
-the training. Tensors: `analysis.*` and `synthesis.*` float16, `codebook.<stage>.<block>` int16,
-`prior.*` integers.
+mode, the configurations of transform, quantiser and prior, the point on the rate axis of each quality,
+and notes of the training. Tensors: `analysis.*` and `synthesis.*` float16, `prior.*` integers; of a
+vector quantiser `codebook.<stage>.<block>` int16 and in mode dvae `posterior.*` float16; of a uniform
+one `step` and `gain` int32.
 
 The code id is the first four bytes of a SHA-256 over what indices depend on (codebooks, prior,
 layout); a file names the code id that it needs. The synthesis network may change without it.
@@ -28,12 +29,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
-from vqcodec.bottleneck import VectorBottleneck
-from vqcodec.errors import ModelFileError, UnknownModelError
+from vqcodec.bottleneck import NestedBottleneck, VectorBottleneck
+from vqcodec.container import MODE_NAMES, UNIFORM_BUCKETS, UNIFORM_MODES
+from vqcodec.errors import ModeError, ModelFileError, UnknownModelError
+from vqcodec.posterior import CategoricalPosterior
 from vqcodec.prior import IntegerPrior, PriorConfig
 from vqcodec.quantizer import LEVELS, QuantizerConfig, RatePoint, ResidualQuantizer
 from vqcodec.transform import Analysis, Synthesis, TransformConfig
+from vqcodec.uniform import UniformBottleneck, UniformConfig, UniformQuantizer
 from vqcodec_kernels.integer_layers import MAX_CHANNELS, MAX_INPUTS
 
 FORMAT = 1
@@ -42,8 +47,13 @@ QUALITIES = 100
 SUFFIX = ".safetensors"
 _MAX_FILE_BYTES = 1 << 28
 _MAX_SIZE = 1 << 16
+_MAX_GROUPS = 4096
 
-_Config = TypeVar("_Config", TransformConfig, QuantizerConfig, PriorConfig)
+MODES = {name: number for number, name in MODE_NAMES.items()}
+MODE_MODELS = {"ae": "ae", "vae": "vae", "dvae": "dvae", "vqvae": "vqvae", "vq": "vq-small"}
+"""The packaged small model of each mode, all trained with one budget; vq has the default model too."""
+
+_Config = TypeVar("_Config")
 
 
 @dataclass(frozen=True)
@@ -55,10 +65,11 @@ class ModelConfig:
 
     name: str
     transform: TransformConfig
-    quantizer: QuantizerConfig
+    quantizer: QuantizerConfig | UniformConfig
     prior: PriorConfig
     points: tuple[RatePoint, ...]
     training: dict[str, Any] = field(default_factory=dict)
+    mode: str = "vq"
 
 
 @dataclass
@@ -68,19 +79,27 @@ class Model:
     config: ModelConfig
     analysis: Analysis
     synthesis: Synthesis
-    quantizer: ResidualQuantizer
+    quantizer: ResidualQuantizer | UniformQuantizer
     prior: IntegerPrior
+    posterior: CategoricalPosterior | None = None
 
     @cached_property
     def code_id(self) -> int:
         """What a file must name to be decoded with this model."""
-        layout = {
-            "codewords": self.config.quantizer.codewords,
-            "blocks": self.config.quantizer.blocks,
-            "stages": self.config.quantizer.stages,
+        quantizer = self.config.quantizer
+        layout: dict[str, Any] = {
+            "codewords": quantizer.codewords,
             "levels": LEVELS,
             "prior": dataclasses.asdict(self.config.prior),
         }
+        if isinstance(quantizer, UniformConfig):
+            layout |= {
+                "mode": "uniform",
+                "channels": quantizer.channels,
+                "buckets": quantizer.buckets,
+            }
+        else:
+            layout |= {"blocks": quantizer.blocks, "stages": quantizer.stages}
         digest = hashlib.sha256(json.dumps(layout, sort_keys=True).encode())
         for name, array in sorted(self._coding_tensors().items()):
             shape = ",".join(str(side) for side in array.shape)
@@ -89,14 +108,18 @@ class Model:
         return int.from_bytes(digest.digest()[:4], "little")
 
     @cached_property
-    def bottleneck(self) -> VectorBottleneck:
+    def bottleneck(self) -> VectorBottleneck | UniformBottleneck:
         """The seam between this model's latent and symbols."""
-        return VectorBottleneck(self.quantizer, self.prior)
+        return make_bottleneck(
+            self.config.mode, self.quantizer, self.prior, self.posterior, self.analysis.scale
+        )
 
     def _coding_tensors(self) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {
             f"prior.{name}": array for name, array in self.prior.tensors.items()
         }
+        if isinstance(self.quantizer, UniformQuantizer):
+            return {**tensors, "step": self.quantizer.step, "gain": self.quantizer.gain}
         for s, stage in enumerate(self.quantizer.codebooks):
             for b, book in enumerate(stage):
                 tensors[f"codebook.{s}.{b}"] = book
@@ -104,15 +127,32 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """The weights file."""
+        networks = {"analysis": self.analysis, "synthesis": self.synthesis, "posterior": self.posterior}
         tensors = {
             f"{part}.{name}": value.detach().cpu().to(torch.float16).contiguous()
-            for part, network in (("analysis", self.analysis), ("synthesis", self.synthesis))
+            for part, network in networks.items()
+            if network is not None
             for name, value in network.state_dict().items()
         }
         for name, array in self._coding_tensors().items():
             tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
         header = {"format": FORMAT, "code_id": self.code_id, **dataclasses.asdict(self.config)}
         return save(tensors, {"vqcodec": json.dumps(header)})
+
+
+def make_bottleneck(
+    mode: str,
+    quantizer: ResidualQuantizer | UniformQuantizer,
+    prior: IntegerPrior,
+    posterior: CategoricalPosterior | None,
+    scale: torch.Tensor,
+) -> VectorBottleneck | UniformBottleneck:
+    """The bottleneck of a mode; posterior and scale are for the dvae."""
+    if isinstance(quantizer, UniformQuantizer):
+        return UniformBottleneck(quantizer, prior)
+    if mode == "vq":
+        return VectorBottleneck(quantizer, prior)
+    return NestedBottleneck(quantizer, prior, posterior=posterior, scale=scale.cpu())
 
 
 def load_model(path: Path) -> Model:
@@ -171,6 +211,23 @@ def find_model(name: str | None = None) -> Path:
     )
 
 
+def find_model_of_mode(name: str | None, mode: str | None) -> Path:
+    """Path of the model `name`, else of the packaged one of a mode (for vq the default).
+
+    Raises ModeError where the named model is of another mode, and as `find_model` does.
+    """
+    if mode is not None and mode not in MODES:
+        raise ModeError(f"modes are {', '.join(MODES)}, got {mode!r}")
+    if name is None:
+        return find_model(None if mode in (None, "vq") else MODE_MODELS[str(mode)])
+    path = find_model(name)
+    if mode is not None:
+        found = read_model_header(path).get("mode", "vq")
+        if found != mode:
+            raise ModeError(f"the model {name} is of mode {found}, not {mode}")
+    return path
+
+
 def find_model_by_code(code_id: int) -> Path:
     """Path of the model whose files carry this code id. UnknownModelError if none is installed."""
     for folder in _model_folders():
@@ -202,13 +259,20 @@ def _model_folders() -> Iterator[Path]:
 
 
 def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
+    mode = header.get("mode", "vq")
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is unknown to this release")
+    quantizer_kind: type[QuantizerConfig | UniformConfig] = (
+        UniformConfig if MODES[mode] in UNIFORM_MODES else QuantizerConfig
+    )
     config = ModelConfig(
         name=str(header["name"]),
         transform=config_from_json(TransformConfig, header["transform"]),
-        quantizer=config_from_json(QuantizerConfig, header["quantizer"]),
+        quantizer=config_from_json(quantizer_kind, header["quantizer"]),
         prior=config_from_json(PriorConfig, header["prior"]),
         points=tuple(RatePoint(bucket, float(price)) for bucket, price in header["points"]),
         training=dict(header.get("training", {})),
+        mode=mode,
     )
     quantizer, prior = config.quantizer, config.prior
     transform = config.transform
@@ -217,7 +281,10 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     depths = (*transform.analysis_depths, *transform.synthesis_depths)
     if len(depths) != 6 or not all(_is_int(depth) and 0 <= depth <= 16 for depth in depths):
         raise ValueError("a transform has three depths of 0..16 blocks")
-    if not _is_int(transform.rates) or transform.rates not in (0, quantizer.stages * LEVELS):
+    if transform.posterior is not (mode == "vae"):
+        raise ValueError("a posterior belongs to mode vae")
+    buckets = _check_quantizer(quantizer)
+    if not _is_int(transform.rates) or transform.rates not in (0, buckets):
         raise ValueError("the synthesis is told of other rates than the quantiser has")
     if len(prior.hidden) != 2:
         raise ValueError("the prior has two hidden layers")
@@ -225,25 +292,18 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
         transform.channels,
         *transform.analysis_widths,
         *transform.synthesis_widths,
-        quantizer.codewords,
         prior.tables,
         prior.embedding,
         *prior.hidden,
         prior.group_hidden,
         prior.window,
-        *(number for block in quantizer.blocks for number in block),
     ]
     if not all(_is_int(size) and 1 <= size < _MAX_SIZE for size in (*sizes, *prior.chunks)):
         raise ValueError("a size is out of range")
-    if not (2 <= quantizer.codewords <= 256 and 1 <= prior.tables <= 256):
-        raise ValueError("codewords must be 2..256, tables 1..256")
-    if quantizer.channels != config.transform.channels or quantizer.groups > 4096:
-        raise ValueError("the quantiser's blocks do not add up to the channels")
-    prices = (*quantizer.mu, *quantizer.first, *quantizer.last)
-    if not 1 <= quantizer.stages <= 16 or len(prices) != 3 * quantizer.stages:
-        raise ValueError("1 to 16 stages, each with three prices")
-    if not all(isinstance(p, float | int) and math.isfinite(p) and p > 0 for p in prices):
-        raise ValueError("prices must be positive")
+    if not 1 <= prior.tables <= 256:
+        raise ValueError("tables must be 1..256")
+    if quantizer.channels != config.transform.channels:
+        raise ValueError("the quantiser has other channels than the transform")
     features = quantizer.groups * prior.embedding
     widest = max(4 * features, max(prior.hidden) + 4 * prior.embedding, prior.group_hidden)
     if widest > MAX_INPUTS:
@@ -253,13 +313,33 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     edges = (0, *prior.chunks, quantizer.groups)
     if any(a >= b for a, b in zip(edges, edges[1:], strict=False)) or prior.window % 2 == 0:
         raise ValueError("chunks must ascend, the window must be odd")
-    buckets = quantizer.stages * LEVELS
     if len(config.points) != QUALITIES or not all(
         _is_int(p.bucket) and 1 <= p.bucket <= buckets and math.isfinite(p.price) and p.price > 0
         for p in config.points
     ):
         raise ValueError("points must be 100 pairs of a bucket and a positive price")
     return config
+
+
+def _check_quantizer(quantizer: QuantizerConfig | UniformConfig) -> int:
+    """Number of rate buckets of a quantiser's configuration. ValueError for one that cannot be."""
+    if isinstance(quantizer, UniformConfig):
+        if quantizer.buckets != UNIFORM_BUCKETS or not _is_int(quantizer.channels):
+            raise ValueError(f"a uniform quantiser has {UNIFORM_BUCKETS} buckets")
+        if not 1 <= quantizer.channels <= _MAX_GROUPS:
+            raise ValueError("the number of channels is out of range")
+        return quantizer.buckets
+    sizes = [quantizer.codewords, *(number for block in quantizer.blocks for number in block)]
+    if not all(_is_int(size) and 1 <= size < _MAX_SIZE for size in sizes):
+        raise ValueError("a size of the quantiser is out of range")
+    if not 2 <= quantizer.codewords <= 256 or quantizer.groups > _MAX_GROUPS:
+        raise ValueError(f"codewords must be 2..256, groups at most {_MAX_GROUPS}")
+    prices = (*quantizer.mu, *quantizer.first, *quantizer.last)
+    if not 1 <= quantizer.stages <= 16 or len(prices) != 3 * quantizer.stages:
+        raise ValueError("1 to 16 stages, each with three prices")
+    if not all(isinstance(p, float | int) and math.isfinite(p) and p > 0 for p in prices):
+        raise ValueError("prices must be positive")
+    return quantizer.stages * LEVELS
 
 
 def _is_int(value: Any) -> bool:
@@ -281,28 +361,13 @@ def _build(path: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) ->
 
     with torch.device("meta"):
         analysis, synthesis = Analysis(config.transform), Synthesis(config.transform)
-    for network, weights in ((analysis, part("analysis.")), (synthesis, part("synthesis."))):
-        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        if expected != {name: tuple(value.shape) for name, value in weights.items()}:
-            raise ModelFileError(f"{path}: the network's tensors do not fit the configuration")
-        if not all(v.dtype == torch.float16 and v.isfinite().all() for v in weights.values()):
-            raise ModelFileError(f"{path}: a weight is not a finite float16")
-        if not (weights["scale"] > 0).all():
-            raise ModelFileError(f"{path}: the scale of a channel is not positive")
-        network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
-        network.eval().requires_grad_(False)
-    books = []
-    for s in range(config.quantizer.stages):
-        stage = []
-        for b, (count, dim) in enumerate(config.quantizer.blocks):
-            book = tensors.get(f"codebook.{s}.{b}")
-            shape = (count, config.quantizer.codewords, dim)
-            if book is None or book.dtype != torch.int16 or tuple(book.shape) != shape:
-                raise ModelFileError(f"{path}: codebook.{s}.{b} is not int16 {shape}")
-            if book[:, 0].any():
-                raise ModelFileError(f"{path}: codeword 0 of codebook.{s}.{b} is not zero")
-            stage.append(book.numpy())
-        books.append(stage)
+        posterior = None
+        if config.mode == "dvae" and isinstance(config.quantizer, QuantizerConfig):
+            posterior = CategoricalPosterior(config.quantizer)
+    networks = {"analysis": analysis, "synthesis": synthesis, "posterior": posterior}
+    for name, network in networks.items():
+        if network is not None:
+            _load_network(path, network, part(f"{name}."))
     prior = IntegerPrior(
         config.prior,
         stages=config.quantizer.stages,
@@ -311,4 +376,38 @@ def _build(path: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) ->
         levels=LEVELS,
         tensors={name: value.numpy() for name, value in part("prior.").items()},
     )
-    return Model(config, analysis, synthesis, ResidualQuantizer(config.quantizer, books), prior)
+    quantizer = _build_quantizer(path, config.quantizer, tensors)
+    return Model(config, analysis, synthesis, quantizer, prior, posterior)
+
+
+def _load_network(path: Path, network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Fills a network on the meta device with checked float16 weights."""
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    if expected != {name: tuple(value.shape) for name, value in weights.items()}:
+        raise ModelFileError(f"{path}: the network's tensors do not fit the configuration")
+    if not all(v.dtype == torch.float16 and v.isfinite().all() for v in weights.values()):
+        raise ModelFileError(f"{path}: a weight is not a finite float16")
+    if "scale" in weights and not (weights["scale"] > 0).all():
+        raise ModelFileError(f"{path}: the scale of a channel is not positive")
+    network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    network.eval().requires_grad_(False)
+
+
+def _build_quantizer(
+    path: Path, config: QuantizerConfig | UniformConfig, tensors: dict[str, torch.Tensor]
+) -> ResidualQuantizer | UniformQuantizer:
+    if isinstance(config, UniformConfig):
+        return UniformQuantizer(config, tensors["step"].numpy(), tensors["gain"].numpy())
+    books = []
+    for s in range(config.stages):
+        stage = []
+        for b, (count, dim) in enumerate(config.blocks):
+            book = tensors.get(f"codebook.{s}.{b}")
+            shape = (count, config.codewords, dim)
+            if book is None or book.dtype != torch.int16 or tuple(book.shape) != shape:
+                raise ModelFileError(f"{path}: codebook.{s}.{b} is not int16 {shape}")
+            if book[:, 0].any():
+                raise ModelFileError(f"{path}: codeword 0 of codebook.{s}.{b} is not zero")
+            stage.append(book.numpy())
+        books.append(stage)
+    return ResidualQuantizer(config, books)

@@ -127,6 +127,22 @@ class ResidualQuantizer:
             index[rows] = found.to(torch.uint8)
         return index
 
+    def assign_nearest(self, stage: int, residual: Tensor) -> Tensor:
+        """Indices of one stage by distance alone: residual float32 (N, C) -> uint8 (G, N)."""
+        config = self.config
+        bias = torch.zeros(config.groups, 1, config.codewords, device=residual.device)
+        table = torch.zeros(config.groups, len(residual), dtype=torch.int32, device=residual.device)
+        return self.assign(stage, residual, bias, table)
+
+    def nearest_stages(self, vectors: Tensor) -> list[Tensor]:
+        """Indices (G, N) of every stage, each by distance alone, of latent vectors float32 (N, C)."""
+        indices = []
+        for stage in range(self.config.stages):
+            index = self.assign_nearest(stage, vectors)
+            vectors = vectors - to_latent(self.look_up(stage, index))
+            indices.append(index)
+        return indices
+
     def look_up(self, stage: int, index: Tensor, *, groups: slice | None = None) -> Tensor:
         """Codewords of one stage in fixed point: index (g, N) -> int32 (N, channels of groups)."""
         groups = groups or slice(0, self.config.groups)

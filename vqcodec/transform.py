@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 STRIDE = 16
 PIXEL_MEAN = 127.5
+LOG_VARIANCE_MIN, LOG_VARIANCE_MAX = -14.0, 2.0
+"""Where the log-variance of a posterior is clamped: beyond, exp and its gradient are of no use."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class TransformConfig:
     """Widths are the channels at 1/16, 1/8 and 1/4 resolution, depths the residual blocks there.
 
     A zero depth everywhere leaves the linear path alone. `rates` is the number of rate buckets
-    the synthesis is told about (0: none).
+    the synthesis is told about (0: none). posterior: the analysis gives a log-variance beside
+    every latent value (mode vae).
     """
 
     channels: int = 288
@@ -34,6 +37,7 @@ class TransformConfig:
     synthesis_widths: tuple[int, int, int] = (160, 128, 64)
     synthesis_depths: tuple[int, int, int] = (2, 2, 2)
     rates: int = 32
+    posterior: bool = False
 
 
 class ResidualBlock(nn.Module):
@@ -64,12 +68,13 @@ class Analysis(nn.Module):
         super().__init__()
         self.linear = nn.Conv2d(3, config.channels, STRIDE, stride=STRIDE, bias=False)
         self.branch: nn.ModuleList | None = None
+        self.spread: nn.Conv2d | None = None
         if any(config.analysis_depths):
             w16, w8, w4 = config.analysis_widths
             d16, d8, d4 = config.analysis_depths
-            last = nn.Conv2d(w16, config.channels, 1)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+            last = _zeros(nn.Conv2d(w16, config.channels, 1))
+            if config.posterior:
+                self.spread = _zeros(nn.Conv2d(w16, config.channels, 1))
             self.branch = nn.ModuleList(
                 [
                     nn.Conv2d(48, w4, 3, padding=1),
@@ -83,17 +88,36 @@ class Analysis(nn.Module):
             )
         # Standard deviation of each latent channel: brings the branch's output to its scale.
         self.register_buffer("scale", torch.ones(config.channels))
+        self.log_variance = nn.Parameter(torch.zeros(config.channels)) if config.posterior else None
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """pixels (N, 3, H, W) -> latent (N, C, H/16, W/16)."""
+        return self._encode(pixels)[0]
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x), both (N, C, H/16, W/16), in units of `scale`: there the
+        prior is N(0, 1). Only where the configuration says `posterior`."""
+        if self.log_variance is None:
+            raise ValueError("this analysis has no posterior")
+        latent, hidden = self._encode(pixels)
+        log_variance = self.log_variance[:, None, None].expand(latent.shape)
+        if self.spread is not None:
+            log_variance = log_variance + self.spread(hidden).float()
+        mean = latent / self.scale[:, None, None]
+        return mean, log_variance.clamp(LOG_VARIANCE_MIN, LOG_VARIANCE_MAX)
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The latent, and what the branch's last layer saw."""
         centred = pixels - PIXEL_MEAN
         with torch.autocast(pixels.device.type, enabled=False):
             latent = self.linear(centred.float())
         if self.branch is None:
-            return latent
+            return latent, None
         h = F.pixel_unshuffle(centred / 64, 4)
-        for layer in self.branch:
+        *layers, last = self.branch
+        for layer in layers:
             h = layer(h)
-        return latent + h.float() * self.scale[:, None, None]
+        return latent + last(h).float() * self.scale[:, None, None], h
 
 
 class Synthesis(nn.Module):
@@ -119,9 +143,7 @@ class Synthesis(nn.Module):
         self.up4 = nn.Conv2d(w8, 4 * w4, 1)
         self.enter4 = nn.Conv2d(48, w4, 3, padding=1)
         self.blocks4 = nn.ModuleList(ResidualBlock(w4, rates) for _ in range(d4))
-        self.leave = nn.Conv2d(w4, 48, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        self.leave = _zeros(nn.Conv2d(w4, 48, 3, padding=1))
 
     def forward(self, latent: Tensor, rate: Tensor) -> Tensor:
         """latent (N, C, h, w), rate (N,) int64 bucket -> pixels (N, 3, 16h, 16w), not clamped."""
@@ -140,6 +162,14 @@ class Synthesis(nn.Module):
         for block in self.blocks4:
             h = block(h, rate)
         return picture + PIXEL_MEAN + F.pixel_shuffle(self.leave(h).float(), 4) * 4
+
+
+def _zeros(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with all weights zero, so that its branch begins with no effect."""
+    assert layer.bias is not None
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def pad_pixels(pixels: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from vqcodec.bottleneck import VectorBottleneck
 from vqcodec.errors import VqcError
+from vqcodec.escapes import SYMBOLS, split_values
 from vqcodec.prior import (
     PASSES,
     SHIFT,
@@ -42,6 +43,7 @@ from vqcodec.quantizer import (
 )
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.settings import TrainConfig
+from vqcodec.uniform import UniformBottleneck, UniformConfig, UniformQuantizer, level_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ _CEILING = 255 / ACTIVATION_SCALE
 
 @dataclass(frozen=True)
 class CodedPhoto:
-    """Indices uint8 (stages coded, G, H, W) of one picture and its rate bucket."""
+    """Symbols uint8 (stages coded, G, H, W) of one picture and its rate bucket, as stages and levels
+    number them."""
 
     index: NDArray[np.uint8]
     bucket: int
@@ -75,17 +78,26 @@ def encode_static(
     return CodedPhoto(np.stack(planes), point.bucket)
 
 
-def encode_conditional(bottleneck: VectorBottleneck, latent: Tensor, point: RatePoint) -> CodedPhoto:
-    """Indices of latent (C, H, W) under the conditional prior, as the codec would choose them."""
+def encode_conditional(
+    bottleneck: VectorBottleneck | UniformBottleneck, latent: Tensor, point: RatePoint
+) -> CodedPhoto:
+    """Symbols of latent (C, H, W) under the conditional prior, as the codec would choose them."""
     planes = bottleneck.to_symbols(latent, point)
-    return CodedPhoto(np.stack([plane.index for plane in planes]), point.bucket)
+    if isinstance(bottleneck, UniformBottleneck):
+        level = level_of(point.bucket, bottleneck.buckets)
+        return CodedPhoto(split_values(planes[0].index)[None], level + 1)
+    return CodedPhoto(np.stack([plane.index.astype(np.uint8) for plane in planes]), point.bucket)
 
 
 class StageNet(nn.Module):
     """The float twin of one stage. Names and shapes follow `IntegerPrior.tensor_specs`."""
 
     def __init__(
-        self, config: PriorConfig, quantizer: QuantizerConfig, stage: int, norms: Sequence[Tensor]
+        self,
+        config: PriorConfig,
+        quantizer: QuantizerConfig | UniformConfig,
+        stage: int,
+        norms: Sequence[Tensor],
     ) -> None:
         super().__init__()
         self.config, self.stage, self.groups = config, stage, quantizer.groups
@@ -325,14 +337,14 @@ class PriorTrainer:
     def __init__(
         self,
         config: TrainConfig,
-        quantizer: ResidualQuantizer,
+        quantizer: ResidualQuantizer | UniformQuantizer,
         photos: Sequence[CodedPhoto],
         *,
         seed: int,
     ) -> None:
         self.config, self.photos = config, photos
         torch.manual_seed(seed)
-        norms = codeword_energies(quantizer)
+        norms = symbol_energies(quantizer)
         self.nets = [
             StageNet(config.prior, config.quantizer, stage, norms)
             for stage in range(config.quantizer.stages)
@@ -430,7 +442,9 @@ def _windows(
 
 
 def integer_prior(
-    config: PriorConfig, quantizer: QuantizerConfig, tensors: dict[str, NDArray[np.generic]]
+    config: PriorConfig,
+    quantizer: QuantizerConfig | UniformConfig,
+    tensors: dict[str, NDArray[np.generic]],
 ) -> IntegerPrior:
     """An `IntegerPrior` with the sizes of a quantiser."""
     return IntegerPrior(
@@ -462,7 +476,9 @@ def count_tables(prior: IntegerPrior, photos: Sequence[CodedPhoto]) -> IntegerPr
     return prior.replace(counted)
 
 
-def static_prior(config: PriorConfig, quantizer: QuantizerConfig, bits: Tensor) -> IntegerPrior:
+def static_prior(
+    config: PriorConfig, quantizer: QuantizerConfig | UniformConfig, bits: Tensor
+) -> IntegerPrior:
     """A prior that always chooses the same table: static code lengths bits (S, G, K)."""
     specs = IntegerPrior.tensor_specs(
         config,
@@ -496,8 +512,16 @@ def select_tables(prior: IntegerPrior, photo: CodedPhoto) -> list[NDArray[np.uin
     return chosen
 
 
-def codeword_energies(quantizer: ResidualQuantizer) -> list[Tensor]:
-    """Squared norm of every codeword: float32 (G, K) for each stage."""
+def symbol_energies(quantizer: ResidualQuantizer | UniformQuantizer) -> list[Tensor]:
+    """What a symbol says of the activity around it: float32 (G, K) for each stage.
+
+    The squared norm of a codeword; of a uniform value one that grows alike, and levels off, since the
+    largest of 256 values is far from typical.
+    """
+    if isinstance(quantizer, UniformQuantizer):
+        size = (torch.arange(SYMBOLS) + 1) // 2
+        energy = ((1.0 + size).square() - 1).clamp(max=48)
+        return [energy.expand(quantizer.config.groups, SYMBOLS)]
     return [torch.cat([book.square().sum(2) for book in stage]) for stage in quantizer.float_codebooks]
 
 

@@ -1,8 +1,9 @@
 """A training run from a folder of pictures to a weights file, in three phases.
 
 start      principal components and codebooks, in closed form; a usable linear model
-synthesis  gradient training of the synthesis on quantised latents
-prior      training of the conditional prior on cached indices; tables; calibration of quality
+synthesis  gradient training of the synthesis on quantised latents (mode vq)
+joint      gradient training of analysis, synthesis and bottleneck (the other modes)
+prior      training of the conditional prior on cached symbols; tables; calibration of quality
 
 A model is written after each phase, a checkpoint every minute; `resume` continues a run from its
 checkpoint, with a given number of steps exactly as if it had never stopped.
@@ -24,21 +25,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqcodec.bottleneck import VectorBottleneck
-from vqcodec.codec import resolve_device
+from vqcodec.codec import Codec, resolve_device
+from vqcodec.collapse import describe
 from vqcodec.errors import ModelFileError, OutputExistsError
 from vqcodec.files import write_atomically
 from vqcodec.model import (
     QUALITIES,
     Model,
     ModelConfig,
-    config_from_json,
-    find_model,
+    find_model_of_mode,
     load_model,
+    make_bottleneck,
 )
-from vqcodec.prior import IntegerPrior, PriorConfig
-from vqcodec.quantizer import QuantizerConfig, RatePoint, ResidualQuantizer, point_at
+from vqcodec.posterior import CategoricalPosterior
+from vqcodec.prior import IntegerPrior
+from vqcodec.quantizer import LEVELS, QuantizerConfig, RatePoint, ResidualQuantizer, point_at
 from vqcodec.train.calibration import calibrate_points
 from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from vqcodec.train.joint import JointTrainer
+from vqcodec.train.objectives import (
+    AutoencoderObjective,
+    CategoricalObjective,
+    CodebookObjective,
+    GaussianObjective,
+    NearestObjective,
+    Objective,
+    start_posterior,
+)
 from vqcodec.train.photos import PhotoSet, load_photos
 from vqcodec.train.prior import (
     PRIOR_ROUNDS,
@@ -49,10 +62,18 @@ from vqcodec.train.prior import (
     encode_static,
     static_prior,
 )
-from vqcodec.train.settings import PHASES, PRESETS, TrainConfig
+from vqcodec.train.settings import (
+    ObjectiveConfig,
+    TrainConfig,
+    config_to_json,
+    preset_config,
+    train_config_from_json,
+)
 from vqcodec.train.start import fit_codebooks, principal_components, sample_patches, static_bits
+from vqcodec.train.steps import fit_steps, start_uniform
 from vqcodec.train.synthesis import SynthesisTrainer
-from vqcodec.transform import PIXEL_MEAN, STRIDE, Analysis, Synthesis, TransformConfig, pad_pixels
+from vqcodec.transform import LOG_VARIANCE_MIN, PIXEL_MEAN, STRIDE, Analysis, Synthesis, pad_pixels
+from vqcodec.uniform import UniformBottleneck, UniformConfig, UniformQuantizer
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +93,25 @@ class _Run:
     out: Path
     analysis: Analysis
     synthesis: Synthesis
-    quantizer: ResidualQuantizer
+    quantizer: ResidualQuantizer | UniformQuantizer
     bits: Tensor
     prior: IntegerPrior
     points: tuple[RatePoint, ...]
     phases: tuple[str, ...]
     done: list[str]
     notes: dict[str, Any]
+    posterior: CategoricalPosterior | None = None
+
+    @property
+    def bottleneck(self) -> VectorBottleneck | UniformBottleneck:
+        return make_bottleneck(
+            self.config.mode, self.quantizer, self.prior, self.posterior, self.analysis.scale
+        )
+
+    @property
+    def vector_quantizer(self) -> ResidualQuantizer:
+        assert isinstance(self.quantizer, ResidualQuantizer)
+        return self.quantizer
 
     def model(self) -> Model:
         config = ModelConfig(
@@ -88,19 +121,21 @@ class _Run:
             prior=self.config.prior,
             points=self.points,
             training={"config": dataclasses.asdict(self.config), "seed": self.seed, **self.notes},
+            mode=self.config.mode,
         )
-        return Model(config, self.analysis, self.synthesis, self.quantizer, self.prior)
+        return Model(config, self.analysis, self.synthesis, self.quantizer, self.prior, self.posterior)
 
     def write(self) -> None:
         write_atomically(self.out, self.model().to_bytes(), overwrite=True)
 
     def state(self, phase: str | None = None, inner: dict[str, Any] | None = None) -> dict[str, Any]:
         return {
-            "config": json.dumps(dataclasses.asdict(self.config)),
+            "config": config_to_json(self.config),
             "seed": self.seed,
             "analysis": self.analysis.state_dict(),
             "synthesis": self.synthesis.state_dict(),
-            "codebooks": [[torch.from_numpy(b) for b in s] for s in self.quantizer.codebooks],
+            "quantizer": _quantizer_state(self.quantizer),
+            "posterior": None if self.posterior is None else self.posterior.state_dict(),
             "bits": self.bits,
             "prior": {k: torch.from_numpy(v) for k, v in self.prior.tensors.items()},
             "points": [list(point) for point in self.points],
@@ -124,22 +159,24 @@ def train_model(
     device: str | None = None,
     seed: int = 0,
     preset: str = "default",
+    mode: str = "vq",
+    objective: ObjectiveConfig | None = None,
 ) -> Path:
     """Trains a model on the pictures below `data` and writes it to `out`; returns `out`.
 
-    minutes or steps: the budget (steps of the synthesis; the prior takes half as many);
-    neither: 60 minutes. init: a model to start from instead of the closed-form start. phases: a
-    part of ("start", "synthesis", "prior"). Raises VqcError subclasses for unusable data, models
-    and checkpoints or a diverging loss, ValueError for arguments that do not fit.
+    minutes or steps: the budget (steps of the networks; the prior takes half as many); neither: 60
+    minutes. init: a model of the same mode to start from instead of the closed-form start. phases: a
+    part of ("start", "synthesis", "prior"), or in other modes than vq ("start", "joint", "prior").
+    objective: losses of those modes. Raises VqcError subclasses for unusable data, models and
+    checkpoints or a diverging loss, ValueError for arguments that do not fit.
     """
     if minutes is not None and steps is not None:
         raise ValueError("give a budget in minutes or in steps, not both")
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    chosen = phases or (PHASES if init is None else PHASES[1:])
+    config = preset_config(preset, mode, objective)
+    chosen = phases or (config.phases if init is None else config.phases[1:])
     for phase in chosen:
-        if phase not in PHASES:
-            raise ValueError(f"phases are {', '.join(PHASES)}, got {phase!r}")
+        if phase not in config.phases:
+            raise ValueError(f"phases of mode {mode} are {', '.join(config.phases)}, got {phase!r}")
     if (init is None) != ("start" in chosen) and not resume:
         raise ValueError("a run begins with the phase 'start' or with a model given as init")
     target = str(resolve_device(device))
@@ -154,13 +191,15 @@ def train_model(
     if resume:
         run, pending = _resumed(load_checkpoint(checkpoint_path(out)), out, target)
     elif init is not None:
-        run = _from_model(load_model(find_model(init)), photos, out, target, seed, chosen, preset)
+        model = load_model(find_model_of_mode(init, mode))
+        run = _from_model(model, photos, out, target, seed, chosen, config)
     else:
-        run = _start(PRESETS[preset](), photos, out, target, seed, chosen)
+        run = _start(config, photos, out, target, seed, chosen)
     if not resume:
         run.write()
         save_checkpoint(checkpoint_path(out), run.state())
-    shares = {"synthesis": 1 - run.config.prior_share, "prior": run.config.prior_share}
+    share = run.config.prior_share
+    shares = {"synthesis": 1 - share, "joint": 1 - share, "prior": share}
     left = [p for p in run.phases if p not in run.done]
     total = sum(shares[p] for p in left)
     for phase in left:
@@ -168,6 +207,8 @@ def train_model(
         part = None if seconds is None else seconds * shares[phase] / total
         if phase == "synthesis":
             _train_synthesis(run, photos, steps, part, inner)
+        elif phase == "joint":
+            _train_joint(run, photos, steps, part, inner)
         else:
             prior_steps = None if steps is None else max(PRIOR_ROUNDS, steps // 2)
             _train_prior(run, photos, prior_steps, part, inner)
@@ -191,18 +232,28 @@ def _start(
     weight, deviation = principal_components(
         sample_patches(photos.train, config.patches, random), channels
     )
-    vectors = sample_patches(photos.train, config.codebook_vectors, random)
-    latents = vectors @ weight.reshape(channels, -1).T
-    reach = PIXEL_MEAN * weight.flatten(1).abs().sum(1)
-    quantizer, bits = fit_codebooks(
-        latents, config.quantizer, reach, iterations=config.codebook_iterations, random=random
-    )
+    quantizer: ResidualQuantizer | UniformQuantizer
+    if isinstance(config.quantizer, UniformConfig):
+        quantizer, bits = start_uniform(config.quantizer)
+    else:
+        vectors = sample_patches(photos.train, config.codebook_vectors, random)
+        latents = vectors @ weight.reshape(channels, -1).T
+        reach = PIXEL_MEAN * weight.flatten(1).abs().sum(1)
+        quantizer, bits = fit_codebooks(
+            latents, config.quantizer, reach, iterations=config.codebook_iterations, random=random
+        )
+    posterior = None
+    if config.mode == "dvae" and isinstance(quantizer, ResidualQuantizer):
+        posterior = start_posterior(quantizer, bits[0], deviation, config.objective.noise)
     analysis, synthesis = Analysis(config.transform), Synthesis(config.transform)
     analysis.linear.weight.data.copy_(weight)
     analysis.scale.copy_(deviation)
     synthesis.linear.weight.data.copy_(weight)
     synthesis.scale.copy_(deviation)
-    stages = config.quantizer.stages
+    if analysis.log_variance is not None:
+        # What the best linear code leaves of a channel: noise, and at most all of it.
+        spread = 2 * (config.objective.noise / deviation).log()
+        analysis.log_variance.data.copy_(spread.clamp(LOG_VARIANCE_MIN, 0))
     return _Run(
         config=config,
         seed=seed,
@@ -213,11 +264,25 @@ def _start(
         quantizer=quantizer,
         bits=bits,
         prior=static_prior(config.prior, config.quantizer, bits),
-        points=tuple(point_at(config.quantizer, float(p)) for p in np.linspace(0.02, stages, QUALITIES)),
+        points=_start_points(config),
         phases=phases,
         done=["start"],
         notes={"pictures": len(photos.train)},
+        posterior=posterior,
     )
+
+
+def _start_points(config: TrainConfig) -> tuple[RatePoint, ...]:
+    """Qualities spread evenly over the rate axis. Only mode vq calibrates them in the end: in the
+    others a bucket is a step, or a number of groups, and its price means nothing."""
+    quantizer = config.quantizer
+    if isinstance(quantizer, UniformConfig):
+        return tuple(RatePoint(q * quantizer.buckets // QUALITIES, 1.0) for q in range(1, QUALITIES + 1))
+    if config.mode == "vq":
+        places = np.linspace(0.02, quantizer.stages, QUALITIES)
+        return tuple(point_at(quantizer, float(place)) for place in places)
+    buckets = quantizer.stages * LEVELS
+    return tuple(RatePoint(-(-q * buckets // QUALITIES), 1.0) for q in range(1, QUALITIES + 1))
 
 
 def _from_model(
@@ -227,19 +292,18 @@ def _from_model(
     device: str,
     seed: int,
     phases: tuple[str, ...],
-    preset: str,
+    preset: TrainConfig,
 ) -> _Run:
     config = dataclasses.replace(
-        PRESETS[preset](),
+        preset,
         transform=model.config.transform,
         quantizer=model.config.quantizer,
         prior=model.config.prior,
     )
-    random = np.random.default_rng(seed)
-    patches = sample_patches(photos.train, config.codebook_vectors, random)
-    grid = patches.reshape(-1, 3, STRIDE, STRIDE) + PIXEL_MEAN
-    with torch.no_grad():
-        latents = torch.cat([model.analysis(part)[:, :, 0, 0] for part in grid.split(4096)])
+    if isinstance(model.quantizer, UniformQuantizer):
+        bits = start_uniform(model.quantizer.config)[1]
+    else:
+        bits = _measure_bits(model, model.quantizer, photos, config, seed)
     return _Run(
         config=config,
         seed=seed,
@@ -248,22 +312,31 @@ def _from_model(
         analysis=model.analysis,
         synthesis=model.synthesis,
         quantizer=model.quantizer,
-        bits=static_bits(latents, model.quantizer),
+        bits=bits,
         prior=model.prior,
         points=model.config.points,
         phases=phases,
         done=[],
         notes={"pictures": len(photos.train), "init": f"{model.code_id:08x}"},
+        posterior=model.posterior,
     )
+
+
+def _measure_bits(
+    model: Model, quantizer: ResidualQuantizer, photos: PhotoSet, config: TrainConfig, seed: int
+) -> Tensor:
+    """Static code lengths (S, G, K) of a model's codebooks on the training pictures."""
+    random = np.random.default_rng(seed)
+    patches = sample_patches(photos.train, config.codebook_vectors, random)
+    grid = patches.reshape(-1, 3, STRIDE, STRIDE) + PIXEL_MEAN
+    with torch.no_grad():
+        latents = torch.cat([model.analysis(part)[:, :, 0, 0] for part in grid.split(4096)])
+    return static_bits(latents, quantizer)
 
 
 def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[str, Any] | None]:
     try:
-        values = json.loads(state["config"])
-        values["transform"] = config_from_json(TransformConfig, values["transform"])
-        values["quantizer"] = config_from_json(QuantizerConfig, values["quantizer"])
-        values["prior"] = config_from_json(PriorConfig, values["prior"])
-        config = TrainConfig(**values)
+        config = train_config_from_json(state["config"])
         analysis, synthesis = Analysis(config.transform), Synthesis(config.transform)
         analysis.load_state_dict(state["analysis"])
         synthesis.load_state_dict(state["synthesis"])
@@ -275,20 +348,44 @@ def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[
             out=out,
             analysis=analysis.requires_grad_(False),
             synthesis=synthesis,
-            quantizer=ResidualQuantizer(
-                config.quantizer, [[b.numpy() for b in s] for s in state["codebooks"]]
-            ),
+            quantizer=_quantizer_from_state(config.quantizer, state["quantizer"]),
             bits=state["bits"],
             prior=prior.replace({k: v.numpy() for k, v in state["prior"].items()}),
             points=tuple(RatePoint(*point) for point in state["points"]),
             phases=tuple(state["phases"]),
             done=list(state["done"]),
             notes=json.loads(state["notes"]),
+            posterior=_posterior_from_state(config.quantizer, state["posterior"]),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"the checkpoint does not fit this version ({error})") from error
     inner = {"phase": state["phase"], **state["inner"]} if state["phase"] else None
     return run, inner
+
+
+def _quantizer_state(quantizer: ResidualQuantizer | UniformQuantizer) -> list[Any]:
+    if isinstance(quantizer, UniformQuantizer):
+        return [torch.from_numpy(quantizer.step), torch.from_numpy(quantizer.gain)]
+    return [[torch.from_numpy(book) for book in stage] for stage in quantizer.codebooks]
+
+
+def _quantizer_from_state(
+    config: QuantizerConfig | UniformConfig, state: list[Any]
+) -> ResidualQuantizer | UniformQuantizer:
+    if isinstance(config, UniformConfig):
+        step, gain = (part.numpy() for part in state)
+        return UniformQuantizer(config, step, gain)
+    return ResidualQuantizer(config, [[book.numpy() for book in stage] for stage in state])
+
+
+def _posterior_from_state(
+    config: QuantizerConfig | UniformConfig, state: dict[str, Tensor] | None
+) -> CategoricalPosterior | None:
+    if state is None or isinstance(config, UniformConfig):
+        return None
+    posterior = CategoricalPosterior(config)
+    posterior.load_state_dict(state)
+    return posterior.requires_grad_(False)
 
 
 def _train_synthesis(
@@ -304,7 +401,7 @@ def _train_synthesis(
         run.config,
         run.analysis,
         run.synthesis,
-        run.quantizer,
+        run.vector_quantizer,
         run.bits,
         seed=run.seed + 1,
         device=run.device,
@@ -331,6 +428,55 @@ def _train_synthesis(
     )
     run.synthesis = trainer.averaged_synthesis().cpu().requires_grad_(False)
     run.notes["synthesis_steps"] = trainer.steps_done
+
+
+def _train_joint(
+    run: _Run,
+    photos: PhotoSet,
+    steps: int | None,
+    seconds: float | None,
+    inner: dict[str, Any] | None,
+) -> None:
+    objective = _objective(run)
+    trainer = JointTrainer(
+        run.config, run.analysis, run.synthesis, objective, seed=run.seed + 1, device=run.device
+    )
+    if inner is not None:
+        trainer.load_state(inner["trainer"])
+    _loop(
+        run,
+        "joint",
+        trainer,
+        lambda progress: trainer.step(photos.train, progress),
+        lambda losses: f"loss {np.mean(losses[-50:]):.4f}",
+        steps,
+        seconds,
+        inner,
+    )
+    trainer.load_average()
+    run.notes["joint_steps"] = trainer.steps_done
+    if isinstance(objective, CodebookObjective):
+        run.quantizer = objective.quantizer()
+    centre = [_centre(photo, _CALIBRATION_SIDE) for photo in photos.validation]
+    if isinstance(objective, GaussianObjective):
+        run.quantizer = fit_steps(run.analysis, centre)
+    health = Codec(run.model(), torch.device("cpu")).inspect_latent(centre)
+    run.notes["health"] = dataclasses.asdict(health)
+    logger.info("%s", describe(health))
+
+
+def _objective(run: _Run) -> Objective:
+    """The trained part of a run's bottleneck."""
+    settings, mode = run.config.objective, run.config.mode
+    if mode == "ae":
+        return AutoencoderObjective(settings)
+    if mode == "vae":
+        return GaussianObjective(settings)
+    if mode == "vqvae":
+        return NearestObjective(settings, run.vector_quantizer)
+    assert mode == "dvae" and run.posterior is not None
+    run.posterior.requires_grad_(True)
+    return CategoricalObjective(settings, run.vector_quantizer, run.posterior, run.analysis.scale)
 
 
 def _train_prior(
@@ -370,9 +516,10 @@ def _train_prior(
     assert trainer is not None
     recoded = _cache_indices(run, photos, True, np.random.default_rng([run.seed, PRIOR_ROUNDS]))
     run.prior = count_tables(run.prior, recoded)
-    bottleneck = VectorBottleneck(run.quantizer, run.prior)
-    centre = [_centre(photo, _CALIBRATION_SIDE) for photo in photos.validation]
-    run.points = calibrate_points(bottleneck, [_latent(run, p) for p in centre])
+    if run.config.mode == "vq":
+        bottleneck = VectorBottleneck(run.vector_quantizer, run.prior)
+        centre = [_centre(photo, _CALIBRATION_SIDE) for photo in photos.validation]
+        run.points = calibrate_points(bottleneck, [_latent(run, p) for p in centre])
     run.notes["prior_steps"] = trainer.steps_done
 
 
@@ -380,25 +527,29 @@ def _cache_indices(
     run: _Run, photos: PhotoSet, conditional: bool, random: np.random.Generator
 ) -> list[CodedPhoto]:
     """Every training photo coded at a random rate, by the prior or by static code lengths."""
-    bottleneck = VectorBottleneck(run.quantizer, run.prior)
+    bottleneck = run.bottleneck
     coded = []
     config = run.config.quantizer
     for number, photo in enumerate(photos.train):
         latent = _latent(run, _cut(photo, _CACHE_SIDE, random))
         # The first is always complete, so that every stage has something to learn from.
+        if run.config.mode != "vq" or isinstance(config, UniformConfig):
+            bucket = int(random.integers(bottleneck.buckets)) + 1 if number else bottleneck.buckets
+            coded.append(encode_conditional(bottleneck, latent, RatePoint(bucket, 1.0)))
+            continue
         position = _training_position(config.stages, random) if number else float(config.stages)
         point = point_at(config, position)
         if conditional:
             coded.append(encode_conditional(bottleneck, latent, point))
         else:
-            coded.append(encode_static(run.quantizer, run.bits, latent, point))
+            coded.append(encode_static(run.vector_quantizer, run.bits, latent, point))
     return coded
 
 
 def _loop(
     run: _Run,
     phase: str,
-    trainer: SynthesisTrainer | PriorTrainer,
+    trainer: SynthesisTrainer | JointTrainer | PriorTrainer,
     step: Callable[[float], Any],
     report: Callable[[list[Any]], str],
     steps: int | None,

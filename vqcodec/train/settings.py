@@ -1,12 +1,38 @@
 """Settings of a training run: what is stored in a checkpoint and, as JSON, in the weights file."""
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from vqcodec.container import UNIFORM_MODES
+from vqcodec.model import MODES, config_from_json
 from vqcodec.prior import PriorConfig
 from vqcodec.quantizer import QuantizerConfig
 from vqcodec.transform import TransformConfig
+from vqcodec.uniform import UniformConfig
 
-PHASES = ("start", "synthesis", "prior")
+Reconstruction = Literal["mse", "mae"]
+CodebookRule = Literal["ema", "gradient"]
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the modes but vq minimise (docs/modes.md has the losses).
+
+    weight: C, of the divergence from the prior (vae, dvae). noise: standard deviation of the
+    pixels around the decoded ones that reconstruction assumes, in grey levels. commitment: beta of
+    the vqvae. codebook, decay: how the vqvae's codewords follow, by a moving average with this decay
+    or by gradient. temperature: of the dvae's relaxed samples, at the start and at the end.
+    """
+
+    weight: float = 1.0
+    reconstruction: Reconstruction = "mse"
+    noise: float = 8.0
+    commitment: float = 0.25
+    codebook: CodebookRule = "ema"
+    decay: float = 0.99
+    temperature: tuple[float, float] = (1.0, 1 / 16)
 
 
 @dataclass(frozen=True)
@@ -16,9 +42,11 @@ class TrainConfig:
     smoothing: of the moving average of weights; prior_share: the prior's part of a budget of time.
     """
 
+    mode: str = "vq"
     transform: TransformConfig = field(default_factory=TransformConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig | UniformConfig = field(default_factory=QuantizerConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     patches: int = 200_000
     codebook_vectors: int = 100_000
     codebook_iterations: int = 20
@@ -33,6 +61,11 @@ class TrainConfig:
     prior_learning_rate: float = 2e-3
     prior_share: float = 0.35
     validate_every: int = 500
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases of a run of this mode."""
+        return ("start", "synthesis" if self.mode == "vq" else "joint", "prior")
 
 
 def tiny_config() -> TrainConfig:
@@ -68,4 +101,84 @@ def tiny_config() -> TrainConfig:
     )
 
 
-PRESETS = {"default": TrainConfig, "tiny": tiny_config}
+def small_config() -> TrainConfig:
+    """A model below one megabyte: the modes that `vqcodec compare` sets side by side."""
+    return TrainConfig(
+        transform=TransformConfig(
+            channels=80,
+            analysis_widths=(48, 36, 20),
+            synthesis_widths=(48, 36, 20),
+            synthesis_depths=(1, 1, 1),
+            rates=0,
+        ),
+        quantizer=QuantizerConfig(
+            blocks=((8, 1), (4, 2), (16, 4)),
+            mu=(1200.0, 150.0),
+            first=(12000.0, 1500.0),
+            last=(520.0, 58.0),
+        ),
+        prior=PriorConfig(tables=12, hidden=(48, 32), group_hidden=16, chunks=(6, 14)),
+        prior_share=0.25,
+        smoothing=0.995,
+    )
+
+
+PRESETS = {"default": TrainConfig, "small": small_config, "tiny": tiny_config}
+
+
+def preset_config(preset: str, mode: str = "vq", objective: ObjectiveConfig | None = None) -> TrainConfig:
+    """The settings of a preset for a mode. ValueError for unknown names.
+
+    Modes differ in the bottleneck alone: ae and vae quantise every channel by itself, the dvae has
+    one stage, the vqvae no price of a bit. But for vq, the analysis is trained and has the branch
+    that the synthesis has.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if objective is not None and mode == "vq":
+        raise ValueError("mode vq has no losses to choose: its rate is a price, not a weight")
+    config = dataclasses.replace(PRESETS[preset](), mode=mode, objective=objective or ObjectiveConfig())
+    if mode == "vq":
+        return config
+    quantizer = config.quantizer
+    assert isinstance(quantizer, QuantizerConfig)
+    transform = dataclasses.replace(
+        config.transform,
+        analysis_depths=config.transform.synthesis_depths,
+        rates=0,
+        posterior=mode == "vae",
+    )
+    config = dataclasses.replace(config, transform=transform)
+    if MODES[mode] in UNIFORM_MODES:
+        chunks = (quantizer.channels // 12, quantizer.channels // 3)
+        prior = dataclasses.replace(
+            config.prior, tables=config.prior.tables // 2, group_hidden=12, chunks=chunks
+        )
+        uniform = UniformConfig(channels=quantizer.channels)
+        return dataclasses.replace(config, quantizer=uniform, prior=prior)
+    stages = 1 if mode == "dvae" else quantizer.stages
+    free = (1.0,) * stages
+    quantizer = dataclasses.replace(quantizer, mu=free, first=free, last=free)
+    # A step of the dvae weighs every codeword: half as many pictures are still twice the work.
+    batch = config.batch // 2 if mode == "dvae" else config.batch
+    return dataclasses.replace(config, quantizer=quantizer, batch=batch)
+
+
+def config_to_json(config: TrainConfig) -> str:
+    """The settings as text, for a checkpoint."""
+    return json.dumps(dataclasses.asdict(config))
+
+
+def train_config_from_json(text: str) -> TrainConfig:
+    """The inverse of `config_to_json`. TypeError, KeyError or ValueError for what is none."""
+    values: dict[str, Any] = json.loads(text)
+    quantizer: type[QuantizerConfig | UniformConfig] = (
+        UniformConfig if MODES[values["mode"]] in UNIFORM_MODES else QuantizerConfig
+    )
+    values["transform"] = config_from_json(TransformConfig, values["transform"])
+    values["quantizer"] = config_from_json(quantizer, values["quantizer"])
+    values["prior"] = config_from_json(PriorConfig, values["prior"])
+    values["objective"] = config_from_json(ObjectiveConfig, values["objective"])
+    return TrainConfig(**values)

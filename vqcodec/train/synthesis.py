@@ -62,16 +62,14 @@ class SynthesisTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * warmup
         crops = random_crops(photos, config.batch, config.crop, self.random)
-        positions = (1 - self.random.random(config.batch)) * config.quantizer.stages
-        points = [point_at(config.quantizer, p) for p in positions.tolist()]
+        positions = (1 - self.random.random(config.batch)) * self.quantizer.config.stages
+        points = [point_at(self.quantizer.config, p) for p in positions.tolist()]
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
         latent, buckets = quantise_crops(self.analysis, self.quantizer, self.bits, crops, points)
         with torch.no_grad():
             linear = self.synthesis.linear(latent) + PIXEL_MEAN
             reference = (linear - crops).square().mean((1, 2, 3)) + _ERROR_FLOOR
-        with torch.autocast(
-            self.device.split(":")[0], dtype=torch.bfloat16, enabled=has_bf16(self.device)
-        ):
+        with short_floats(crops.device):
             picture = self.synthesis(latent, buckets)
         loss = ((picture - crops).square().mean((1, 2, 3)) / reference).mean()
         if not torch.isfinite(loss):
@@ -107,7 +105,7 @@ class SynthesisTrainer:
             pixels = crop.permute(2, 0, 1)[None].float().to(self.device)
             for stage in range(stages):
                 spent: list[float] = []
-                complete = point_at(self.config.quantizer, stage + 1.0)
+                complete = point_at(self.quantizer.config, stage + 1.0)
                 latent, bucket = quantise_crops(
                     self.analysis, self.quantizer, self.bits, pixels, [complete], spent
                 )
@@ -141,11 +139,12 @@ def _channels_last(network: Synthesis) -> Synthesis:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def has_bf16(device: str) -> bool:
-    """Whether bfloat16 convolution is fast there: a GPU, or a CPU that oneDNN uses it on."""
-    if device.startswith("cuda"):
-        return True
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def short_floats(device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 where convolutions are fast in it: a GPU, or a CPU that oneDNN uses it on."""
+    fast = device.type == "cuda" or (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
 @torch.no_grad()

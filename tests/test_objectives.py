@@ -1,0 +1,230 @@
+"""The losses of the modes: closed forms, gradients that reach every part, a linear autoencoder."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import subspace_angles
+
+from vqcodec.posterior import CategoricalPosterior
+from vqcodec.quantizer import QuantizerConfig, ResidualQuantizer
+from vqcodec.train.objectives import (
+    AutoencoderObjective,
+    CategoricalObjective,
+    GaussianObjective,
+    NearestObjective,
+    reconstruction_loss,
+    start_posterior,
+)
+from vqcodec.train.settings import ObjectiveConfig
+from vqcodec.train.start import principal_components
+from vqcodec.transform import PIXEL_MEAN, Analysis, Synthesis, TransformConfig
+from vqcodec_kernels import gaussian_sample
+
+TRANSFORM = TransformConfig(
+    channels=12,
+    analysis_widths=(8, 8, 8),
+    analysis_depths=(1, 1, 1),
+    synthesis_widths=(8, 8, 8),
+    synthesis_depths=(1, 1, 1),
+    rates=0,
+    posterior=True,
+)
+LAYOUT = QuantizerConfig(
+    blocks=((2, 1), (1, 2), (2, 4)), codewords=16, mu=(1.0, 1.0), first=(1.0, 1.0), last=(1.0, 1.0)
+)
+
+
+@pytest.fixture
+def analysis() -> Analysis:
+    torch.manual_seed(0)
+    network = Analysis(TRANSFORM)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    network.scale.copy_(torch.linspace(8, 2, 12))
+    return network
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return 255 * torch.rand(3, 3, 48, 32, generator=torch.Generator().manual_seed(1))
+
+
+def _quantizer(stages: int = 2) -> ResidualQuantizer:
+    random = np.random.default_rng(2)
+    layout = dataclasses.replace(LAYOUT, mu=(1.0,) * stages, first=(1.0,) * stages, last=(1.0,) * stages)
+    books = [
+        [random.integers(-80 >> s, 80 >> s, (c, 16, d)).astype(np.int16) for c, d in layout.blocks]
+        for s in range(stages)
+    ]
+    for stage in books:
+        for book in stage:
+            book[:, 0] = 0
+    return ResidualQuantizer(layout, books)
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("mse", 9 / (2 * 36)), ("mae", 3 * np.sqrt(2) / 6)])
+def test_reconstruction_is_the_likelihood_of_a_sample(kind: str, wanted: float) -> None:
+    config = ObjectiveConfig(reconstruction=kind, noise=6.0)  # type: ignore[arg-type]
+    loss = reconstruction_loss(config, torch.full((1, 3, 4, 4), 7.0), torch.full((1, 3, 4, 4), 10.0))
+    assert float(loss) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_autoencoder_pays_nothing(analysis: Analysis, pixels: torch.Tensor) -> None:
+    objective = AutoencoderObjective(ObjectiveConfig())
+    relaxed = objective(analysis, pixels, np.random.default_rng(0), 0.0)
+    assert relaxed.latent.shape == (3, 12, 3, 2) and float(relaxed.penalty) == 0
+
+
+def test_a_vae_pays_its_divergence(analysis: Analysis, pixels: torch.Tensor) -> None:
+    objective = GaussianObjective(ObjectiveConfig(weight=0.5))
+    random = np.random.default_rng(7)
+    seed = int(np.random.default_rng(7).integers(2**63, dtype=np.uint64))
+    with torch.autocast("cpu", enabled=False):
+        relaxed = objective(analysis, pixels, random, 0.0)
+    mean, log_variance = analysis.posterior(pixels)
+    normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    prior = torch.distributions.Normal(0.0, 1.0)
+    divergence = torch.distributions.kl_divergence(normal, prior).sum()
+    # The convolutions of the objective may run in bfloat16.
+    wanted = 0.5 * divergence.item() / pixels.numel()
+    assert relaxed.penalty.item() == pytest.approx(wanted, rel=0.02)
+    drawn = gaussian_sample(mean, log_variance, seed=seed).z * analysis.scale[:, None, None]
+    assert (relaxed.latent - drawn).abs().max() < 0.05 * drawn.abs().max()
+
+
+@pytest.mark.parametrize("mode", ["vae", "dvae", "ema", "gradient"])
+def test_gradients_reach_every_part(mode: str, analysis: Analysis, pixels: torch.Tensor) -> None:
+    config = ObjectiveConfig(codebook="gradient" if mode == "gradient" else "ema")
+    quantizer = _quantizer(1 if mode == "dvae" else 2)
+    objective: torch.nn.Module
+    if mode == "vae":
+        objective = GaussianObjective(config)
+    elif mode == "dvae":
+        bits = torch.full((5, 16), 4.0)
+        posterior = start_posterior(quantizer, bits, analysis.scale, config.noise)
+        objective = CategoricalObjective(config, quantizer, posterior, analysis.scale)
+    else:
+        objective = NearestObjective(config, quantizer)
+    before = [p.detach().clone() for p in objective.parameters()]
+    relaxed = objective(analysis, pixels, np.random.default_rng(1), 0.3)
+    (relaxed.latent.square().mean() + relaxed.penalty).backward()
+    idle = {"spread.weight", "spread.bias", "log_variance"} if mode != "vae" else set()
+    for name, parameter in analysis.named_parameters():
+        if name not in idle:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    if mode == "ema":
+        changed = [not torch.equal(a, b) for a, b in zip(before, objective.parameters(), strict=True)]
+        assert all(changed)
+
+
+def test_straight_through_gives_the_codewords_value(analysis: Analysis, pixels: torch.Tensor) -> None:
+    """The value is a sum of codewords, the gradient that of the latent itself."""
+    objective = NearestObjective(ObjectiveConfig(codebook="gradient"), _quantizer())
+    # A seed under which no picture of the batch drops groups.
+    seed = next(s for s in range(99) if (np.random.default_rng(s).random(3) < 0.5).all())
+    random = np.random.default_rng(seed)
+    relaxed = objective(analysis, pixels, random, 0.0)
+    flat = relaxed.latent.detach().permute(0, 2, 3, 1).reshape(-1, 12)
+    with torch.no_grad():
+        latent = analysis(pixels).permute(0, 2, 3, 1).reshape(-1, 12)
+    book = objective.books[0][0, :, 0].detach(), objective.books[3][0, :, 0].detach()
+    sums = (book[0][:, None] + book[1][None, :]).flatten()
+    nearest = (flat[:, :1] - sums).abs().min(1).values
+    assert nearest.max() < 1e-4
+    assert (flat - latent).square().mean() < latent.square().mean()
+    (gradient,) = torch.autograd.grad(relaxed.latent.sum(), analysis.linear.weight)
+    (wanted,) = torch.autograd.grad(analysis(pixels).sum(), analysis.linear.weight)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-2)
+
+
+def test_moving_averages_find_the_centres_of_clusters() -> None:
+    """Codewords end on the means of what they win; a dead one is put to work."""
+    random = np.random.default_rng(3)
+    layout = QuantizerConfig(blocks=((1, 1),), codewords=3, mu=(1.0,), first=(1.0,), last=(1.0,))
+    books = [[np.array([[[0], [40], [4000]]], np.int16)]]
+    objective = NearestObjective(ObjectiveConfig(decay=0.9), ResidualQuantizer(layout, books))
+    values = torch.from_numpy(random.choice([0.0, 20.0, -30.0], 600)).float()[:, None]
+    values = values + 0.01 * torch.from_numpy(random.standard_normal((600, 1))).float()
+    for _ in range(150):
+        objective._quantise_stage(0, values, random)
+    found = sorted(objective.books[0].detach().flatten().tolist())
+    assert found == pytest.approx([-30, 0, 20], abs=0.05)
+
+
+def test_a_cold_sample_is_one_codeword(analysis: Analysis, pixels: torch.Tensor) -> None:
+    config = ObjectiveConfig(temperature=(1.0, 1e-4))
+    quantizer = _quantizer(1)
+    posterior = start_posterior(quantizer, torch.full((5, 16), 4.0), analysis.scale, config.noise)
+    objective = CategoricalObjective(config, quantizer, posterior, analysis.scale)
+    relaxed = objective(analysis, pixels, np.random.default_rng(1), 1.0)
+    values = relaxed.latent.detach()[:, 0].flatten()
+    distance = (values[:, None] - quantizer.float_codebooks[0][0][0, :, 0]).abs().min(1).values
+    assert (distance < 0.05).float().mean() > 0.95
+    warm = objective(analysis, pixels, np.random.default_rng(1), 0.0).latent.detach()[:, 0].flatten()
+    assert ((warm[:, None] - quantizer.float_codebooks[0][0][0, :, 0]).abs().min(1).values > 0.05).any()
+
+
+def test_fixed_point_codebooks_round_trip() -> None:
+    quantizer = _quantizer()
+    objective = NearestObjective(ObjectiveConfig(), quantizer)
+    for stage, again in zip(quantizer.codebooks, objective.quantizer().codebooks, strict=True):
+        for book, copy in zip(stage, again, strict=True):
+            np.testing.assert_array_equal(book, copy)
+    single = _quantizer(1)
+    posterior = CategoricalPosterior(single.config)
+    scale = torch.linspace(9, 3, 12)
+    categorical = CategoricalObjective(ObjectiveConfig(), single, posterior, scale)
+    for book, copy in zip(single.codebooks[0], categorical.quantizer().codebooks[0], strict=True):
+        np.testing.assert_array_equal(book, copy)
+
+
+def test_a_linear_autoencoder_is_principal_component_analysis() -> None:
+    """P. Baldi, K. Hornik 1989: from random weights, descent ends in the leading components."""
+    torch.manual_seed(0)
+    channels, patches = 5, 100
+    config = TransformConfig(
+        channels=channels, analysis_depths=(0, 0, 0), synthesis_depths=(0, 0, 0), rates=0
+    )
+    basis = torch.linalg.qr(torch.randn(768, 12))[0]
+    spread = torch.tensor([90.0, 70, 55, 42, 30, 6, 5, 4, 3, 2, 1, 1])
+    flat = (torch.randn(patches, 12) * spread) @ basis.T
+    pixels = flat.reshape(patches, 3, 16, 16) + PIXEL_MEAN
+    weight, _ = principal_components(flat, channels)
+    components = weight.reshape(channels, -1).double().numpy().T
+    reconstruction = flat.double().numpy() @ components @ components.T
+
+    analysis, synthesis = Analysis(config), Synthesis(config)
+    objective = AutoencoderObjective(ObjectiveConfig(noise=0.1))
+    parameters = [*analysis.parameters(), *synthesis.parameters()]
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=50,
+        history_size=50,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
+    )
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        relaxed = objective(analysis, pixels, np.random.default_rng(0), 0.0)
+        picture = synthesis(relaxed.latent, torch.zeros(patches, dtype=torch.int64))
+        value = reconstruction_loss(objective.config, picture, pixels)
+        value.backward()
+        return value
+
+    for _ in range(4):
+        optimizer.step(loss)  # type: ignore[arg-type]
+    encoder = analysis.linear.weight.detach().double().reshape(channels, -1).numpy().T
+    decoder = synthesis.linear.weight.detach().double().reshape(channels, -1).numpy().T
+    assert subspace_angles(decoder, components).max() < 1e-3
+    found = flat.double().numpy() @ encoder @ decoder.T
+    error = np.square(found - flat.double().numpy()).mean()
+    least = np.square(reconstruction - flat.double().numpy()).mean()
+    assert error == pytest.approx(least, rel=1e-4)
+    assert np.abs(found - reconstruction).max() < 2e-3 * np.abs(reconstruction).max()
