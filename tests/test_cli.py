@@ -241,7 +241,8 @@ USAGE = [
     ("train --data . --out m --steps 0", "must be at least 1"),
     ("train --data . --out m --phases a,,b", "not a list of names"),
     ("train --data . --out m --seed -1", "must be from 0"),
-    ("train --data . --out m --mode gan", "invalid choice: 'gan'"),
+    ("train --data . --out m --mode gan", "there is no mode 'gan', only vq, ae,"),
+    ("train --data . --out m --mode ae,vae --init x", "--init is for one mode"),
 ]
 
 
@@ -869,6 +870,8 @@ def trained(monkeypatch) -> list[dict[str, object]]:
 
     module = types.ModuleType("vqcodec.train")
     module.train_model = train_model  # type: ignore[attr-defined]
+    module.train_models = lambda **options: calls.append(options)  # type: ignore[attr-defined]
+    module.ObjectiveConfig = dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vqcodec.train", module)
     return calls
 
@@ -887,7 +890,8 @@ def test_train_defaults(cli, trained) -> None:
             "device": "auto",
             "seed": 0,
             "preset": "default",
-            "mode": "vq",
+            "mode": None,
+            "objective": None,
         }
     ]
 
@@ -907,6 +911,19 @@ def test_train_options(cli, trained) -> None:
     assert trained[0]["preset"] == "tiny"
     assert trained[0]["mode"] == "vae"
     assert trained[1]["steps"] == 7
+
+
+def test_train_losses_and_several_modes(cli, trained) -> None:
+    losses = "--weight 4 --noise 2.5 --reconstruction mae --codebook gradient"
+    assert cli("train", "--data", ".", "--out", "d", "--mode", "ae,vae", *losses.split()).code == 0
+    (options,) = trained
+    assert options["modes"] == ("ae", "vae") and options["out"] == Path("d")
+    assert options["objective"] == {
+        "weight": 4.0,
+        "noise": 2.5,
+        "reconstruction": "mae",
+        "codebook": "gradient",
+    }
 
 
 @pytest.mark.parametrize(

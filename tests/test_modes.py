@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from vqcodec.container import (
 )
 from vqcodec.errors import CorruptError, ImageError, ModeError, ModelFileError, VqcError
 from vqcodec.image import as_picture
-from vqcodec.model import MODES, load_model
-from vqcodec.train import ObjectiveConfig, train_model
+from vqcodec.model import MODES, find_model, load_model
+from vqcodec.train import ObjectiveConfig, train_model, train_models
 from vqcodec.train.checkpoint import checkpoint_path
 from vqcodec.train.settings import preset_config
 from vqcodec_kernels import gaussian_sample
@@ -76,7 +77,20 @@ def test_a_file_is_the_same_twice_and_with_other_threads(codecs: dict[str, Codec
     finally:
         torch.set_num_threads(before)
     assert files[0] == files[2]
-    codecs[mode].decompress(files[1][0])
+    # Written with two threads, read with one.
+    assert [s.tobytes() for s in _decoded_symbols(codecs[mode], files[1][0])] == files[1][1]
+
+
+@pytest.mark.parametrize("mode", ["dvae", "vqvae"])
+@pytest.mark.parametrize("colour", [(255, 0, 255), (255, 255, 0), (0, 0, 0), (7, 200, 90)])
+def test_a_pixel_keeps_all_its_symbols(
+    codecs: dict[str, Codec], mode: str, colour: tuple[int, int, int]
+) -> None:
+    picture = np.array([[colour]], np.uint8)
+    data = codecs[mode].compress(picture, quality=100)
+    chosen = codecs[mode].analyse(picture, quality=100).indices
+    for index, found in zip(chosen, _decoded_symbols(codecs[mode], data), strict=False):
+        np.testing.assert_array_equal(found, index)
 
 
 @pytest.mark.parametrize("mode", ALL)
@@ -254,6 +268,42 @@ def test_a_mode_chooses_and_checks_the_model(mode_models: Path) -> None:
     assert vqcodec.info(data).mode == "vae"
 
 
+def test_a_mode_s_model_is_not_looked_for_in_the_current_directory(
+    mode_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vae").write_bytes(b"junk")
+    assert find_model(mode="vae") != Path("vae")
+    with pytest.raises(ModelFileError):
+        find_model("vae", mode="vae")
+
+
+def test_a_model_of_another_mode_under_a_mode_s_name_is_refused(
+    mode_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(mode_models / "vq.safetensors", tmp_path / "vae.safetensors")
+    monkeypatch.setattr("vqcodec.model._package_weights", lambda: tmp_path)
+    with pytest.raises(ModeError, match="the model vae is of mode vq, not vae"):
+        load_codec(None, "cpu", mode="vae")
+
+
+@pytest.mark.parametrize("mode", ["ae", "vae", "dvae"])
+def test_weights_that_overflow_are_refused_when_used(
+    mode_models: Path, tmp_path: Path, mode: str
+) -> None:
+    with safe_open(mode_models / f"{mode}.safetensors", "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    for name, tensor in tensors.items():
+        if name.startswith("analysis.branch"):
+            tensor.fill_(65504.0)
+    path = tmp_path / "huge.safetensors"
+    save_file(tensors, path, metadata)
+    codec = load_codec(path, "cpu")
+    with pytest.raises(ModelFileError, match="not finite"):
+        codec.compress(synthetic_picture(1))
+
+
 @pytest.mark.parametrize("mode", ALL)
 def test_a_model_is_read_as_it_was_written(mode_models: Path, mode: str) -> None:
     path = mode_models / f"{mode}.safetensors"
@@ -273,6 +323,7 @@ def test_a_model_is_read_as_it_was_written(mode_models: Path, mode: str) -> None
         ("ae", "quantizer", {"channels": 20, "buckets": 101}),
         ("ae", "quantizer", {"channels": 20.0, "buckets": 100}),
         ("vae", "transform", {"channels": 20, "posterior": False}),
+        ("dvae", "quantizer", {"mu": [1.0, 1.0], "first": [1.0, 1.0], "last": [1.0, 1.0]}),
         ("ae", "points", [[101, 1.0]] * 100),
     ],
 )
@@ -330,7 +381,7 @@ def test_training_again_gives_the_same_file(
 
 
 def test_a_model_of_a_mode_can_be_the_start(mode_models: Path, pictures: Path, tmp_path: Path) -> None:
-    for mode in ("vae", "dvae", "vqvae"):
+    for mode in ("ae", "vae", "dvae", "vqvae"):
         out = train_model(
             data=pictures,
             out=tmp_path / f"{mode}.safetensors",
@@ -351,6 +402,41 @@ def test_a_model_of_a_mode_can_be_the_start(mode_models: Path, pictures: Path, t
             mode="ae",
             init=str(mode_models / "vae.safetensors"),
         )
+
+
+def test_several_modes_are_trained_and_resumed(pictures: Path, tmp_path: Path) -> None:
+    options = {"data": pictures, "out": tmp_path / "all", "steps": 2, "preset": "tiny"}
+    with pytest.raises(ValueError, match="mode vq has no losses"):
+        train_models(modes=("vae", "vq"), objective=ObjectiveConfig(), **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="twice"):
+        train_models(modes=("ae", "ae"), **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="phases of mode vq"):
+        train_models(modes=("ae", "vq"), phases=("start", "joint"), **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "all").exists()
+    made = train_models(modes=("ae", "vq"), **options)  # type: ignore[arg-type]
+    assert [path.name for path in made] == ["ae.safetensors", "vq-small.safetensors"]
+    before = [path.read_bytes() for path in made]
+    checkpoint_path(made[1]).unlink()
+    made[1].unlink()
+    train_models(modes=("ae", "vq"), resume=True, **options)  # type: ignore[arg-type]
+    assert [path.read_bytes() for path in made] == before
+
+
+def test_a_resumed_run_keeps_its_settings(mode_models: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ae.safetensors"
+    for path in (out, checkpoint_path(out)):
+        shutil.copy(mode_models / path.name, path)
+    options = {"data": pictures, "out": out, "steps": 4, "resume": True}
+    for wrong in (
+        {"mode": "vqvae"},
+        {"objective": ObjectiveConfig(weight=3)},
+        {"phases": ("start", "joint")},
+    ):
+        with pytest.raises(ValueError, match="the checkpoint"):
+            train_model(**options, **wrong)  # type: ignore[arg-type]
+    before = out.read_bytes()
+    train_model(**options)  # type: ignore[arg-type]
+    assert out.read_bytes() == before
 
 
 def test_losses_are_options_of_the_modes_but_vq(pictures: Path, tmp_path: Path) -> None:

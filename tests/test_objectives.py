@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import subspace_angles
 
 from vqcodec.posterior import CategoricalPosterior
-from vqcodec.quantizer import QuantizerConfig, ResidualQuantizer
+from vqcodec.quantizer import QuantizerConfig, ResidualQuantizer, to_latent
 from vqcodec.train.objectives import (
     AutoencoderObjective,
     CategoricalObjective,
@@ -19,6 +19,7 @@ from vqcodec.train.objectives import (
 )
 from vqcodec.train.settings import ObjectiveConfig
 from vqcodec.train.start import principal_components
+from vqcodec.train.synthesis import short_floats
 from vqcodec.transform import PIXEL_MEAN, Analysis, Synthesis, TransformConfig
 from vqcodec_kernels import gaussian_sample
 
@@ -104,9 +105,9 @@ def test_gradients_reach_every_part(mode: str, analysis: Analysis, pixels: torch
     elif mode == "dvae":
         bits = torch.full((5, 16), 4.0)
         posterior = start_posterior(quantizer, bits, analysis.scale, config.noise)
-        objective = CategoricalObjective(config, quantizer, posterior, analysis.scale)
+        objective = CategoricalObjective(config, quantizer, analysis.scale, posterior)
     else:
-        objective = NearestObjective(config, quantizer)
+        objective = NearestObjective(config, quantizer, analysis.scale)
     before = [p.detach().clone() for p in objective.parameters()]
     relaxed = objective(analysis, pixels, np.random.default_rng(1), 0.3)
     (relaxed.latent.square().mean() + relaxed.penalty).backward()
@@ -124,7 +125,7 @@ def test_gradients_reach_every_part(mode: str, analysis: Analysis, pixels: torch
 
 def test_straight_through_gives_the_codewords_value(analysis: Analysis, pixels: torch.Tensor) -> None:
     """The value is a sum of codewords, the gradient that of the latent itself."""
-    objective = NearestObjective(ObjectiveConfig(codebook="gradient"), _quantizer())
+    objective = NearestObjective(ObjectiveConfig(codebook="gradient"), _quantizer(), analysis.scale)
     # A seed under which no picture of the batch drops groups.
     seed = next(s for s in range(99) if (np.random.default_rng(s).random(3) < 0.5).all())
     random = np.random.default_rng(seed)
@@ -132,7 +133,8 @@ def test_straight_through_gives_the_codewords_value(analysis: Analysis, pixels: 
     flat = relaxed.latent.detach().permute(0, 2, 3, 1).reshape(-1, 12)
     with torch.no_grad():
         latent = analysis(pixels).permute(0, 2, 3, 1).reshape(-1, 12)
-    book = objective.books[0][0, :, 0].detach(), objective.books[3][0, :, 0].detach()
+    unit = analysis.scale[0]
+    book = [objective.books[i][0, :, 0].detach() * unit for i in (0, 3)]
     sums = (book[0][:, None] + book[1][None, :]).flatten()
     nearest = (flat[:, :1] - sums).abs().min(1).values
     assert nearest.max() < 1e-4
@@ -142,25 +144,77 @@ def test_straight_through_gives_the_codewords_value(analysis: Analysis, pixels: 
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-2)
 
 
-def test_moving_averages_find_the_centres_of_clusters() -> None:
-    """Codewords end on the means of what they win; a dead one is put to work."""
+@pytest.mark.parametrize("rule", ["ema", "gradient"])
+def test_codewords_find_the_centres_of_clusters(rule: str) -> None:
+    """Codewords end on the means of what they win; moving averages put a dead one to work."""
     random = np.random.default_rng(3)
     layout = QuantizerConfig(blocks=((1, 1),), codewords=3, mu=(1.0,), first=(1.0,), last=(1.0,))
-    books = [[np.array([[[0], [40], [4000]]], np.int16)]]
-    objective = NearestObjective(ObjectiveConfig(decay=0.9), ResidualQuantizer(layout, books))
+    dead = 4000 if rule == "ema" else -60
+    quantizer = ResidualQuantizer(layout, [[np.array([[[0], [40], [dead]]], np.int16)]])
+    config = ObjectiveConfig(decay=0.9, codebook=rule)  # type: ignore[arg-type]
+    objective = NearestObjective(config, quantizer, torch.tensor([30.0]))
     values = torch.from_numpy(random.choice([0.0, 20.0, -30.0], 600)).float()[:, None]
     values = values + 0.01 * torch.from_numpy(random.standard_normal((600, 1))).float()
-    for _ in range(150):
-        objective._quantise_stage(0, values, random)
-    found = sorted(objective.books[0].detach().flatten().tolist())
-    assert found == pytest.approx([-30, 0, 20], abs=0.05)
+    # The rate of learning of the trainer: five times that of the networks.
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=5 * 4e-4) if trained else None
+    for _ in range(900):
+        _, loss = objective._quantise_stage(0, values, random)
+        if optimizer is not None:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            objective.after_step()
+    found = sorted((objective.books[0].detach().flatten() * 30).tolist())
+    assert found == pytest.approx([-30, 0, 20], abs=0.1)
+
+
+@pytest.mark.parametrize("rule", ["ema", "gradient"])
+def test_a_vqvae_pays_for_distance(rule: str, analysis: Analysis, pixels: torch.Tensor) -> None:
+    """Both terms against the formula of docs/modes.md, in a batch that codes everything."""
+    config = ObjectiveConfig(codebook=rule, commitment=0.3, noise=5.0)  # type: ignore[arg-type]
+    quantizer = _quantizer()
+    objective = NearestObjective(config, quantizer, analysis.scale).eval()
+    seed = next(s for s in range(99) if (np.random.default_rng(s).random(3) < 0.5).all())
+    with torch.autocast("cpu", enabled=False), torch.no_grad():
+        relaxed = objective(analysis, pixels, np.random.default_rng(seed), 0.0)
+    decoded = relaxed.latent.permute(0, 2, 3, 1).reshape(-1, 12)
+    with short_floats(pixels.device), torch.no_grad():
+        latent = analysis(pixels).permute(0, 2, 3, 1).reshape(-1, 12)
+    wanted = 0.3 * (latent - decoded).square().sum()
+    if rule == "gradient":
+        residual = latent
+        for stage, index in enumerate(quantizer.nearest_stages(latent)):
+            residual = residual - to_latent(quantizer.look_up(stage, index))
+            wanted = wanted + residual.square().sum()
+    wanted = wanted / (2 * 25) / pixels.numel()
+    assert relaxed.penalty.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_a_dvae_pays_its_divergence_for_what_it_codes(analysis: Analysis, pixels: torch.Tensor) -> None:
+    config = ObjectiveConfig(weight=0.7)
+    quantizer = _quantizer(1)
+    posterior = start_posterior(quantizer, torch.rand(5, 16) * 6, analysis.scale, config.noise)
+    objective = CategoricalObjective(config, quantizer, analysis.scale, posterior)
+    draws = [np.random.default_rng(s).random(3) < 0.5 for s in range(99)]
+    whole, part = (next(s for s, d in enumerate(draws) if d.all() == all_of) for all_of in (True, False))
+    with torch.no_grad():
+        penalties = [
+            objective(analysis, pixels, np.random.default_rng(s), 0.0).penalty for s in (whole, part)
+        ]
+        with short_floats(pixels.device):
+            latent = analysis(pixels).permute(0, 2, 3, 1).reshape(-1, 12)
+        divergence = posterior.divergence(posterior.logits(latent / analysis.scale)).sum()
+    wanted = 0.7 * divergence / pixels.numel()
+    assert penalties[0].item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert 0 < penalties[1] < penalties[0]
 
 
 def test_a_cold_sample_is_one_codeword(analysis: Analysis, pixels: torch.Tensor) -> None:
     config = ObjectiveConfig(temperature=(1.0, 1e-4))
     quantizer = _quantizer(1)
     posterior = start_posterior(quantizer, torch.full((5, 16), 4.0), analysis.scale, config.noise)
-    objective = CategoricalObjective(config, quantizer, posterior, analysis.scale)
+    objective = CategoricalObjective(config, quantizer, analysis.scale, posterior)
     relaxed = objective(analysis, pixels, np.random.default_rng(1), 1.0)
     values = relaxed.latent.detach()[:, 0].flatten()
     distance = (values[:, None] - quantizer.float_codebooks[0][0][0, :, 0]).abs().min(1).values
@@ -171,14 +225,14 @@ def test_a_cold_sample_is_one_codeword(analysis: Analysis, pixels: torch.Tensor)
 
 def test_fixed_point_codebooks_round_trip() -> None:
     quantizer = _quantizer()
-    objective = NearestObjective(ObjectiveConfig(), quantizer)
+    scale = torch.linspace(9, 3, 12)
+    objective = NearestObjective(ObjectiveConfig(), quantizer, scale)
     for stage, again in zip(quantizer.codebooks, objective.quantizer().codebooks, strict=True):
         for book, copy in zip(stage, again, strict=True):
             np.testing.assert_array_equal(book, copy)
     single = _quantizer(1)
     posterior = CategoricalPosterior(single.config)
-    scale = torch.linspace(9, 3, 12)
-    categorical = CategoricalObjective(ObjectiveConfig(), single, posterior, scale)
+    categorical = CategoricalObjective(ObjectiveConfig(), single, scale, posterior)
     for book, copy in zip(single.codebooks[0], categorical.quantizer().codebooks[0], strict=True):
         np.testing.assert_array_equal(book, copy)
 

@@ -1,4 +1,4 @@
-"""The packaged default model: its size, its identity, and that it codes as its card says."""
+"""The packaged models: their size, their identity, and that they code as their cards say."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 import vqcodec
-from vqcodec.model import DEFAULT_MODEL, find_model, load_model
+from vqcodec.codec import load_codec
+from vqcodec.collapse import HEALTHY
+from vqcodec.model import DEFAULT_MODEL, MODE_MODELS, find_model, load_model
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "picture.png"
 
@@ -53,3 +55,36 @@ def test_a_single_pixel_takes_at_most_64_bytes(quality: int) -> None:
         assert decoded.shape == (1, 1, 3)
         if quality >= 75:
             assert np.abs(decoded - pixel).max() <= 12, colour
+
+
+def test_the_small_models_are_small() -> None:
+    assert sum(find_model(name).stat().st_size for name in MODE_MODELS.values()) <= 5_000_000
+
+
+@pytest.mark.parametrize("mode", MODE_MODELS)
+def test_every_mode_has_a_model_that_codes(mode: str) -> None:
+    codec = load_codec(MODE_MODELS[mode], "cpu", mode=mode)
+    picture = Image.open(EXAMPLE).convert("RGB").crop((200, 100, 456, 356))
+    source = np.asarray(picture, float)
+    sizes, errors = [], []
+    for quality in (1, 50, 100):
+        data = codec.compress(picture, quality=quality)
+        assert vqcodec.info(data).mode == mode
+        decoded = np.asarray(vqcodec.decompress(data, device="cpu"), float)
+        sizes.append(len(data))
+        errors.append(float(np.mean((decoded - source) ** 2)))
+    assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
+    assert errors[-1] < 130
+
+
+def test_the_small_models_had_one_budget() -> None:
+    """The same steps of networks and prior, with the same photographs."""
+    notes = [load_model(find_model(name)).config.training for name in MODE_MODELS.values()]
+    assert len({n["pictures"] for n in notes}) == 1
+    assert len({n.get("joint_steps", n.get("synthesis_steps")) for n in notes}) == 1
+    assert len({n["prior_steps"] for n in notes}) == 1
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODE_MODELS if mode != "vq"])
+def test_the_small_models_have_not_collapsed(mode: str) -> None:
+    assert load_model(find_model(mode=mode)).config.training["health"]["state"] == HEALTHY

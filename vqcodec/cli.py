@@ -277,7 +277,6 @@ def _build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--mode",
         type=_mode_names,
-        default=("vq",),
         metavar="LIST",
         help=f"kinds of latent, one after the other: {', '.join(_MODES)} (default vq)",
     )
@@ -502,34 +501,33 @@ def _train(args: argparse.Namespace) -> int:
         raise Stop(f"{args.data}: not a directory", 1)
     import logging
 
-    from vqcodec.model import MODE_MODELS
-    from vqcodec.train import ObjectiveConfig, train_model
+    from vqcodec.train import ObjectiveConfig, train_model, train_models
 
-    several = len(args.mode) > 1
-    if several:
-        args.out.mkdir(parents=True, exist_ok=True)
     losses = {
         name: getattr(args, name)
         for name in ("weight", "noise", "reconstruction", "codebook")
         if getattr(args, name) is not None
     }
+    options = {
+        "data": args.data,
+        "out": args.out,
+        "minutes": args.minutes,
+        "steps": args.steps,
+        "resume": args.resume,
+        "phases": args.phases,
+        "device": args.device,
+        "seed": args.seed,
+        "preset": args.preset,
+        "objective": ObjectiveConfig(**losses) if losses else None,
+    }
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
-        for mode in args.mode:
-            train_model(
-                data=args.data,
-                out=args.out / f"{MODE_MODELS[mode]}.safetensors" if several else args.out,
-                minutes=args.minutes,
-                steps=args.steps,
-                resume=args.resume,
-                init=args.init,
-                phases=args.phases,
-                device=args.device,
-                seed=args.seed,
-                preset=args.preset,
-                mode=mode,
-                objective=ObjectiveConfig(**losses) if losses else None,
-            )
+        if args.mode is None or len(args.mode) == 1:
+            train_model(mode=args.mode and args.mode[0], init=args.init, **options)
+        elif args.init is not None:
+            args.parser.error("--init is for one mode")
+        else:
+            train_models(modes=args.mode, **options)
     except ValueError as error:  # an option that only training can judge, such as a phase's name
         raise Stop(str(error), 2) from error
     return 0

@@ -38,14 +38,21 @@ from vqcodec.container import (
     unpack_tiles,
     write_container,
 )
-from vqcodec.errors import CorruptError, ImageError, ModeError, TooLargeError, UnknownModelError
+from vqcodec.errors import (
+    CorruptError,
+    ImageError,
+    ModeError,
+    ModelFileError,
+    TooLargeError,
+    UnknownModelError,
+)
 from vqcodec.image import Picture, as_picture, to_image
 from vqcodec.model import (
     MODES,
     QUALITIES,
     Model,
+    find_model,
     find_model_by_code,
-    find_model_of_mode,
     load_model,
 )
 from vqcodec.quantizer import ResidualQuantizer
@@ -59,13 +66,14 @@ _BLOCK = 96
 _OVERLAP = 12
 # Smaller grids of latents than this a side are continued to the right and below.
 _SMALLEST = 8
-# A picture of one pixel takes at most this much.
+# A picture of one pixel takes at most this much in mode vq.
 PIXEL_BYTES = 64
 
 
 @dataclass(frozen=True)
 class EncodeStats:
-    """What one encode spent. indices: symbols (G, H, W) a stage; estimated_bits: the tables' ideal.
+    """What one encode spent. indices: symbols (G, H, W) a stage; estimated_bits: the tables' ideal,
+    without the escapes of continuous latents.
 
     divergence_bits: KL of the encoder's posterior from its prior, for the whole picture, in bits;
     None in modes without a posterior.
@@ -111,7 +119,7 @@ class Codec:
         picture = as_picture(image)
         data, planes = self._encode(picture, quality, sample)
         _, sections = read_container(data)
-        coded = {s for s in stage_payloads(sections)}
+        coded = set(stage_payloads(sections))
         return EncodeStats(
             bytes=len(data),
             payload_bytes=sum(len(section.payload) for section in sections),
@@ -163,7 +171,8 @@ class Codec:
         """`count` pictures, at least 2, at equal steps on the line between two latents.
 
         Each latent on the line is coded and decoded at the best quality, so the ends are what
-        `decompress` gives. ImageError for pictures of unequal size.
+        `decompress` gives of a file of that quality (but for a picture of one pixel in mode vq,
+        whose files are cut). ImageError for pictures of unequal size.
         """
         if count < 2:
             raise ValueError(f"a line has at least two pictures, got {count}")
@@ -178,8 +187,12 @@ class Codec:
         line = []
         for place in np.linspace(0, 1, count).tolist():
             planes = bottleneck.to_symbols(torch.lerp(start, end, place), point)
-            latent = bottleneck.from_symbols([p.index for p in planes], point.bucket)
-            pixels = self._synthesise(latent, point.bucket, height, width)
+            while len(planes) > 1 and not planes[-1].index.any():
+                planes.pop()
+            indices = [plane.index for plane in planes]
+            latent = bottleneck.from_symbols(indices, point.bucket)
+            bucket = bottleneck.shown_bucket(indices, point.bucket)
+            pixels = self._synthesise(latent, bucket, height, width)
             line.append(to_image(pixels, grey=all(p.grey for p in pictures)))
         return line
 
@@ -264,7 +277,8 @@ class Codec:
         data = write_container(header, sections)
         # A single pixel in a saturated colour would take a few bytes more, for a refinement that
         # hardly shows: its last stages go.
-        while height == width == 1 and len(data) > PIXEL_BYTES and header.mode not in UNIFORM_MODES:
+        pixel = height == width == 1 and self.model.config.mode == "vq"
+        while pixel and len(data) > PIXEL_BYTES and len(sections) > 1:
             planes = planes[: sections.pop().stage]
             data = write_container(header, sections)
         return data, planes
@@ -276,12 +290,12 @@ class Codec:
 
     def _latent(self, picture: Picture) -> Tensor:
         """Latent (C, h, w) on the CPU; of a posterior, its mean."""
-        return self.analysis(self._pixels(picture))[0].cpu()
+        return _finite(self.analysis(self._pixels(picture))[0].cpu())
 
     def _posterior(self, picture: Picture) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (C, h, w) of mode vae in units of the scale, on the CPU."""
         mean, log_variance = self.analysis.posterior(self._pixels(picture))
-        return mean[0].cpu(), log_variance[0].cpu()
+        return _finite(mean[0].cpu()), _finite(log_variance[0].cpu())
 
     def _drawn_latent(self, picture: Picture, seed: int) -> Tensor:
         """A latent (C, h, w) drawn from the posterior."""
@@ -298,7 +312,8 @@ class Codec:
         assert posterior is not None
         units = vectors / self.analysis.scale.cpu()
         # In parts: logits are K times as large as the latent.
-        return torch.cat([posterior.divergence(posterior.logits(u)) for u in units.split(1024)], 1)
+        parts = [posterior.divergence(posterior.logits(part)) for part in units.split(1024)]
+        return _finite(torch.cat(parts, 1))
 
     @torch.inference_mode()
     def _divergence_bits(self, picture: Picture) -> float | None:
@@ -400,6 +415,13 @@ def _read_limited(data: bytes, max_pixels: int) -> tuple[Header, list[Section]]:
     return header, sections
 
 
+def _finite(latent: Tensor) -> Tensor:
+    """The latent, if the weights are such that it can be coded. ModelFileError otherwise."""
+    if not latent.isfinite().all():
+        raise ModelFileError("the model gives a latent that is not finite")
+    return latent
+
+
 def _positions(latent: Tensor) -> Tensor:
     """Latent (C, h, w) to vectors (h w, C)."""
     return latent.flatten(1).T
@@ -408,7 +430,7 @@ def _positions(latent: Tensor) -> Tensor:
 def _find(model: str | Path | None, code_id: int | None, mode: str | None = None) -> Path:
     if model is None and code_id is not None:
         return find_model_by_code(code_id)
-    return find_model_of_mode(None if model is None else str(model), mode)
+    return find_model(None if model is None else str(model), mode=mode)
 
 
 def _cached_codec(

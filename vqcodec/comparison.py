@@ -231,9 +231,9 @@ def _models(
     modes: Sequence[str], models: Mapping[str, str | Path]
 ) -> list[tuple[str, str, str | Path | None]]:
     """Label, mode and model of each row; None is the default model."""
-    rows: list[tuple[str, str, str | Path | None]] = [
-        (mode, mode, models.get(mode, MODE_MODELS[mode])) for mode in modes
-    ]
+    # Of vq, whose packaged model is the default one, the small model is asked for by name.
+    small = {"vq": MODE_MODELS["vq"], **models}
+    rows: list[tuple[str, str, str | Path | None]] = [(mode, mode, small.get(mode)) for mode in modes]
     return [*rows, (DEFAULT_LABEL, "vq", None)] if "vq" in modes else rows
 
 

@@ -1,8 +1,8 @@
 """Models: configuration, weights file, look-up by name, path or code id.
 
-A weights file is safetensors. Its metadata entry "vqcodec" is JSON: format, name, the
-mode, the configurations of transform, quantiser and prior, the point on the rate axis of each quality,
-and notes of the training. Tensors: `analysis.*` and `synthesis.*` float16, `prior.*` integers; of a
+A weights file is safetensors. Its metadata entry "vqcodec" is JSON: format, name, mode, the
+configurations of transform, quantiser and prior, the point on the rate axis of each quality, and notes
+of the training. Tensors: `analysis.*` and `synthesis.*` float16, `prior.*` integers; of a
 vector quantiser `codebook.<stage>.<block>` int16 and in mode dvae `posterior.*` float16; of a uniform
 one `step` and `gain` int32.
 
@@ -196,12 +196,26 @@ def read_model_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def find_model(name: str | None = None) -> Path:
-    """Path of a model by name or path (default: the packaged one). UnknownModelError if none."""
-    wanted = name or DEFAULT_MODEL
+def find_model(name: str | None = None, *, mode: str | None = None) -> Path:
+    """Path of a model by name or path; without one, of a mode's packaged model (for vq the default).
+
+    Raises UnknownModelError if there is none, ModeError if it is of another mode.
+    """
+    if mode is not None and mode not in MODES:
+        raise ModeError(f"modes are {', '.join(MODES)}, got {mode!r}")
+    path = _find_model(name, DEFAULT_MODEL if mode in (None, "vq") else MODE_MODELS[str(mode)])
+    if mode is not None:
+        found = read_model_header(path).get("mode", "vq")
+        if found != mode:
+            raise ModeError(f"the model {name or path.stem} is of mode {found}, not {mode}")
+    return path
+
+
+def _find_model(name: str | None, otherwise: str) -> Path:
     # Only a model that was asked for may come from the current directory.
     if name is not None and Path(name).is_file():
         return Path(name)
+    wanted = name or otherwise
     for folder in _model_folders():
         candidate = folder / f"{wanted}{SUFFIX}"
         if candidate.is_file():
@@ -209,23 +223,6 @@ def find_model(name: str | None = None) -> Path:
     raise UnknownModelError(
         f"no model {wanted!r}: not a file, not in the package, not in $VQCODEC_MODELS"
     )
-
-
-def find_model_of_mode(name: str | None, mode: str | None) -> Path:
-    """Path of the model `name`, else of the packaged one of a mode (for vq the default).
-
-    Raises ModeError where the named model is of another mode, and as `find_model` does.
-    """
-    if mode is not None and mode not in MODES:
-        raise ModeError(f"modes are {', '.join(MODES)}, got {mode!r}")
-    if name is None:
-        return find_model(None if mode in (None, "vq") else MODE_MODELS[str(mode)])
-    path = find_model(name)
-    if mode is not None:
-        found = read_model_header(path).get("mode", "vq")
-        if found != mode:
-            raise ModeError(f"the model {name} is of mode {found}, not {mode}")
-    return path
 
 
 def find_model_by_code(code_id: int) -> Path:
@@ -283,6 +280,8 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
         raise ValueError("a transform has three depths of 0..16 blocks")
     if transform.posterior is not (mode == "vae"):
         raise ValueError("a posterior belongs to mode vae")
+    if mode == "dvae" and quantizer.stages != 1:
+        raise ValueError("mode dvae has one stage")
     buckets = _check_quantizer(quantizer)
     if not _is_int(transform.rates) or transform.rates not in (0, buckets):
         raise ValueError("the synthesis is told of other rates than the quantiser has")

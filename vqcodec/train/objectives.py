@@ -6,8 +6,10 @@ the reconstruction, which all share. Losses are in nats for each sample of a pic
     reconstruction   mse: |x - x'|^2 / (2 s^2),   mae: sqrt(2) |x - x'| / s      (s: noise)
     ae               nothing
     vae              C KL(N(mu, sigma^2) || N(0, 1))
-    vqvae            (codebook loss +) beta |y - sg(e)|^2, over 2 s^2
+    vqvae            (beta |y - sg(e)|^2 + sum over stages of |sg(r) - e_r|^2) / (2 s^2)
     dvae             C KL(q(k | y) || p(k))
+
+r is what the stages before leave of y; the sum is left out where codewords are moving averages.
 
 Layout: latent (N, C, h, w) in grey levels; `scale` (C,) is its unit where a prior is N(0, 1).
 Sources: D. Kingma, M. Welling 2014 (vae); A. van den Oord, O. Vinyals, K. Kavukcuoglu, "Neural
@@ -100,9 +102,25 @@ class GaussianObjective(Objective):
 
 
 class CodebookObjective(Objective):
-    """An objective over codebooks (groups of a block, K, D), one a stage and block."""
+    """An objective over codebooks (groups of a block, K, D), one a stage and block.
 
-    books: nn.ParameterList
+    They are kept in units of the scale, where one rate of learning fits all.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self, config: ObjectiveConfig, quantizer: ResidualQuantizer, scale: Tensor, *, trained: bool
+    ) -> None:
+        super().__init__(config)
+        self.layout = quantizer.config
+        self.register_buffer("scale", scale.clone())
+        units = self._units()
+        self.books = nn.ParameterList(
+            nn.Parameter(book / unit, requires_grad=trained)
+            for stage in quantizer.float_codebooks
+            for book, unit in zip(stage, units, strict=True)
+        )
 
     def after_step(self) -> None:
         """Codeword 0 stays the zero vector, which files leave out."""
@@ -110,29 +128,36 @@ class CodebookObjective(Objective):
             for book in self.books:
                 book[:, 0] = 0
 
-    @abstractmethod
     def quantizer(self) -> ResidualQuantizer:
         """The codebooks in fixed point."""
+        units = self._units()
+        books = [_fixed_point(book * units[i % len(units)]) for i, book in enumerate(self.books)]
+        return ResidualQuantizer(
+            self.layout, [books[i : i + len(units)] for i in range(0, len(books), len(units))]
+        )
+
+    def _units(self) -> list[Tensor]:
+        """The scale of each block's vectors: (groups, 1, dimension)."""
+        sizes = [count * dim for count, dim in self.layout.blocks]
+        return [
+            part.reshape(count, 1, dim)
+            for part, (count, dim) in zip(self.scale.split(sizes), self.layout.blocks, strict=True)
+        ]
 
 
 class NearestObjective(CodebookObjective):
-    """Residual nearest codewords, straight through, over codebooks (groups of a block, K, D)."""
+    """Residual nearest codewords, straight through."""
 
-    def __init__(self, config: ObjectiveConfig, quantizer: ResidualQuantizer) -> None:
-        super().__init__(config)
-        self.layout = quantizer.config
-        trained = config.codebook == "gradient"
-        self.books = nn.ParameterList(
-            nn.Parameter(book.clone(), requires_grad=trained)
-            for stage in quantizer.float_codebooks
-            for book in stage
-        )
+    def __init__(self, config: ObjectiveConfig, quantizer: ResidualQuantizer, scale: Tensor) -> None:
+        super().__init__(config, quantizer, scale, trained=config.codebook == "gradient")
         # Moving averages of how often each codeword wins and of the sum of what it wins.
         self.counts = nn.ParameterList(
             nn.Parameter(torch.ones(book.shape[:2]), requires_grad=False) for book in self.books
         )
         self.sums = nn.ParameterList(
-            nn.Parameter(book.detach().clone(), requires_grad=False) for book in self.books
+            nn.Parameter(book.clone(), requires_grad=False)
+            for stage in quantizer.float_codebooks
+            for book in stage
         )
 
     def forward(
@@ -165,65 +190,50 @@ class NearestObjective(CodebookObjective):
     ) -> tuple[Tensor, Tensor]:
         """residual (N, C) -> its codewords (N, C), constant, and the codebook loss, summed."""
         parts, loss, first = [], residual.new_zeros(()), 0
+        units = self._units()
         for block, (count, dim) in enumerate(self.layout.blocks):
             number = stage * len(self.layout.blocks) + block
             columns = slice(first, first + count * dim)
             first = columns.stop
             vectors = residual[:, columns].reshape(len(residual), count, dim).transpose(0, 1)
-            found = quantize(vectors, self.books[number])
+            found = quantize(vectors, self.books[number] * units[block])
             if self.config.codebook == "gradient":
                 loss = loss + found.codebook_loss * vectors.numel()
             elif self.training:
-                self._follow(number, vectors, found.index, random)
+                self._follow(number, units[block], vectors, found.index, random)
             parts.append(found.x_q.detach().transpose(0, 1).reshape(len(residual), -1))
         return torch.cat(parts, 1), loss
 
     @torch.no_grad()
-    def _follow(self, number: int, vectors: Tensor, index: Tensor, random: np.random.Generator) -> None:
+    def _follow(
+        self, number: int, unit: Tensor, vectors: Tensor, index: Tensor, random: np.random.Generator
+    ) -> None:
         """Moves the codewords to the moving mean of what they win; rare ones onto live vectors."""
-        book, decay = self.books[number], self.config.decay
-        counts, sums = codebook_stats(vectors, index, book.shape[1])
-        self.counts[number].lerp_(counts.float(), 1 - decay)
-        self.sums[number].lerp_(sums.float(), 1 - decay)
-        seen = self.counts[number].clamp_min(1e-6)
-        book.copy_(self.sums[number] / seen[:, :, None])
-        rare = torch.nonzero(self.counts[number] < _RARE * vectors.shape[1])
+        decay, seen, won = self.config.decay, self.counts[number], self.sums[number]
+        counts, sums = codebook_stats(vectors, index, seen.shape[1])
+        seen.lerp_(counts.float(), 1 - decay)
+        won.lerp_(sums.float(), 1 - decay)
+        rare = torch.nonzero(seen < _RARE * vectors.shape[1])
         if len(rare):
             group, codeword = rare.unbind(1)
             picks = torch.from_numpy(random.integers(0, vectors.shape[1], len(rare)))
-            live = vectors[group, picks.to(group.device)]
-            book[group, codeword] = live
-            self.counts[number][group, codeword] = 1.0
-            self.sums[number][group, codeword] = live
-
-    def quantizer(self) -> ResidualQuantizer:
-        blocks = len(self.layout.blocks)
-        books = [_fixed_point(book) for book in self.books]
-        return ResidualQuantizer(
-            self.layout, [books[i : i + blocks] for i in range(0, len(books), blocks)]
-        )
+            seen[group, codeword] = 1.0
+            won[group, codeword] = vectors[group, picks.to(group.device)]
+        self.books[number].copy_(won / seen[:, :, None] / unit)
 
 
 class CategoricalObjective(CodebookObjective):
     """A Gumbel-softmax sample over one stage's codebook, at a temperature that falls."""
 
-    scale: Tensor
-
     def __init__(
         self,
         config: ObjectiveConfig,
         quantizer: ResidualQuantizer,
-        posterior: CategoricalPosterior,
         scale: Tensor,
+        posterior: CategoricalPosterior,
     ) -> None:
-        super().__init__(config)
-        self.layout, self.posterior = quantizer.config, posterior
-        self.register_buffer("scale", scale.clone())
-        # Codewords in units of the scale, where one rate of learning fits all.
-        self.books = nn.ParameterList(
-            nn.Parameter(book / unit)
-            for book, unit in zip(quantizer.float_codebooks[0], self._units(), strict=True)
-        )
+        super().__init__(config, quantizer, scale, trained=True)
+        self.posterior = posterior
 
     def forward(
         self, analysis: Analysis, pixels: Tensor, random: np.random.Generator, progress: float
@@ -251,18 +261,6 @@ class CategoricalObjective(CodebookObjective):
         decoded = torch.cat(parts, 1) * mask.repeat_interleave(dims, 1) * self.scale
         decoded = decoded.reshape(count, height, width, channels).permute(0, 3, 1, 2)
         return Relaxed(decoded, self.config.weight * divergence / pixels.numel())
-
-    def quantizer(self) -> ResidualQuantizer:
-        books = [_fixed_point(book * unit) for book, unit in zip(self.books, self._units(), strict=True)]
-        return ResidualQuantizer(self.layout, [books])
-
-    def _units(self) -> list[Tensor]:
-        """The scale of each block's vectors: (groups, 1, dimension)."""
-        sizes = [count * dim for count, dim in self.layout.blocks]
-        return [
-            part.reshape(count, 1, dim)
-            for part, (count, dim) in zip(self.scale.split(sizes), self.layout.blocks, strict=True)
-        ]
 
 
 def start_posterior(

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from vqcodec.collapse import describe
 from vqcodec.errors import ModelFileError, OutputExistsError
 from vqcodec.files import write_atomically
 from vqcodec.model import (
+    MODE_MODELS,
     QUALITIES,
     Model,
     ModelConfig,
-    find_model_of_mode,
+    find_model,
     load_model,
     make_bottleneck,
 )
@@ -159,7 +160,7 @@ def train_model(
     device: str | None = None,
     seed: int = 0,
     preset: str = "default",
-    mode: str = "vq",
+    mode: str | None = None,
     objective: ObjectiveConfig | None = None,
 ) -> Path:
     """Trains a model on the pictures below `data` and writes it to `out`; returns `out`.
@@ -167,35 +168,30 @@ def train_model(
     minutes or steps: the budget (steps of the networks; the prior takes half as many); neither: 60
     minutes. init: a model of the same mode to start from instead of the closed-form start. phases: a
     part of ("start", "synthesis", "prior"), or in other modes than vq ("start", "joint", "prior").
-    objective: losses of those modes. Raises VqcError subclasses for unusable data, models and
-    checkpoints or a diverging loss, ValueError for arguments that do not fit.
+    mode: vq unless given; objective: losses of the others. resume: the checkpoint has settings,
+    phases and seed, and goes on with them; a mode, phases or losses that differ are refused. Raises
+    VqcError subclasses for unusable data, models and checkpoints or a diverging loss, ValueError for
+    arguments that do not fit.
     """
     if minutes is not None and steps is not None:
         raise ValueError("give a budget in minutes or in steps, not both")
-    config = preset_config(preset, mode, objective)
-    chosen = phases or (config.phases if init is None else config.phases[1:])
-    for phase in chosen:
-        if phase not in config.phases:
-            raise ValueError(f"phases of mode {mode} are {', '.join(config.phases)}, got {phase!r}")
-    if (init is None) != ("start" in chosen) and not resume:
-        raise ValueError("a run begins with the phase 'start' or with a model given as init")
     target = str(resolve_device(device))
-    if not resume and (out.exists() or checkpoint_path(out).exists()):
-        raise OutputExistsError(
-            f"{out} or its checkpoint exists: resume that run, or choose another name"
-        )
+    pending: dict[str, Any] | None = None
+    run: _Run | None = None
+    if resume:
+        run, pending = _resumed(load_checkpoint(checkpoint_path(out)), out, target)
+        _check_resumed(run, mode, phases, objective)
+    else:
+        config, chosen = _plan(out, preset, mode or "vq", objective, phases, init)
     seconds = None if steps is not None else 60 * (60.0 if minutes is None else minutes)
     photos = load_photos(data)
     logger.info("%d pictures to train on, %d to validate", len(photos.train), len(photos.validation))
-    pending: dict[str, Any] | None = None
-    if resume:
-        run, pending = _resumed(load_checkpoint(checkpoint_path(out)), out, target)
-    elif init is not None:
-        model = load_model(find_model_of_mode(init, mode))
-        run = _from_model(model, photos, out, target, seed, chosen, config)
-    else:
-        run = _start(config, photos, out, target, seed, chosen)
-    if not resume:
+    if run is None:
+        if init is not None:
+            model = load_model(find_model(init, mode=config.mode))
+            run = _from_model(model, photos, out, target, seed, chosen, config)
+        else:
+            run = _start(config, photos, out, target, seed, chosen)
         run.write()
         save_checkpoint(checkpoint_path(out), run.state())
     share = run.config.prior_share
@@ -216,6 +212,83 @@ def train_model(
         run.write()
         save_checkpoint(checkpoint_path(out), run.state())
     return out
+
+
+def train_models(
+    *,
+    data: Path,
+    out: Path,
+    modes: Sequence[str],
+    resume: bool = False,
+    phases: tuple[str, ...] | None = None,
+    preset: str = "default",
+    objective: ObjectiveConfig | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Trains a model of each mode, one after the other, into the folder `out`, by their packaged names.
+
+    Arguments are those of `train_model`, less init; they are checked for every mode before the first
+    one is trained. resume: modes that have a checkpoint go on from it, the others begin.
+    """
+    if len(set(modes)) < len(modes):
+        raise ValueError("a mode is named twice")
+    targets = [out / f"{MODE_MODELS[mode]}.safetensors" for mode in modes]
+    going_on = [resume and checkpoint_path(target).exists() for target in targets]
+    for mode, target, goes_on in zip(modes, targets, going_on, strict=True):
+        if not goes_on:
+            _plan(target, preset, mode, objective, phases, None)
+    out.mkdir(parents=True, exist_ok=True)
+    return [
+        train_model(
+            data=data,
+            out=target,
+            resume=goes_on,
+            phases=phases,
+            preset=preset,
+            mode=mode,
+            objective=objective,
+            **options,
+        )
+        for mode, target, goes_on in zip(modes, targets, going_on, strict=True)
+    ]
+
+
+def _plan(
+    out: Path,
+    preset: str,
+    mode: str,
+    objective: ObjectiveConfig | None,
+    phases: tuple[str, ...] | None,
+    init: str | None,
+) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Settings and phases of a new run. ValueError and OutputExistsError for what cannot be."""
+    config = preset_config(preset, mode, objective)
+    chosen = phases or (config.phases if init is None else config.phases[1:])
+    for phase in chosen:
+        if phase not in config.phases:
+            raise ValueError(f"phases of mode {mode} are {', '.join(config.phases)}, got {phase!r}")
+    if (init is None) != ("start" in chosen):
+        raise ValueError("a run begins with the phase 'start' or with a model given as init")
+    if out.exists() or checkpoint_path(out).exists():
+        raise OutputExistsError(
+            f"{out} or its checkpoint exists: resume that run, or choose another name"
+        )
+    return config, chosen
+
+
+def _check_resumed(
+    run: _Run,
+    mode: str | None,
+    phases: tuple[str, ...] | None,
+    objective: ObjectiveConfig | None,
+) -> None:
+    """ValueError where something was asked for that the checkpoint does not go on with."""
+    if mode is not None and mode != run.config.mode:
+        raise ValueError(f"the checkpoint is of mode {run.config.mode}, not {mode}")
+    if phases is not None and phases != run.phases:
+        raise ValueError(f"the checkpoint has the phases {', '.join(run.phases)}")
+    if objective is not None and objective != run.config.objective:
+        raise ValueError("the checkpoint was made with other losses")
 
 
 def _start(
@@ -473,10 +546,10 @@ def _objective(run: _Run) -> Objective:
     if mode == "vae":
         return GaussianObjective(settings)
     if mode == "vqvae":
-        return NearestObjective(settings, run.vector_quantizer)
+        return NearestObjective(settings, run.vector_quantizer, run.analysis.scale)
     assert mode == "dvae" and run.posterior is not None
     run.posterior.requires_grad_(True)
-    return CategoricalObjective(settings, run.vector_quantizer, run.posterior, run.analysis.scale)
+    return CategoricalObjective(settings, run.vector_quantizer, run.analysis.scale, run.posterior)
 
 
 def _train_prior(

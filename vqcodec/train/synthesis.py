@@ -128,7 +128,7 @@ class SynthesisTrainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes back to where `state` was taken."""
         self.synthesis.load_state_dict(state["synthesis"])
-        self.average = {k: v.clone() for k, v in state["average"].items()}
+        self.average = {k: v.to(self.device, copy=True) for k, v in state["average"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         set_random_state(self.random, state["random"])
         self.steps_done = int(state["steps"])
