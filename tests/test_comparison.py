@@ -81,7 +81,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, StandIn]]:
     calls: list[tuple[Any, StandIn]] = []
 
     def load(model: Any = None, device: Any = None, *, mode: str) -> StandIn:
-        name = "default" if model is None else str(model)
+        name = str(model or ("default" if mode == "vq" else mode))
         calls.append(((model, device, mode), StandIn(mode, name, padding=10 * len(calls))))
         return calls[-1][1]
 
@@ -151,10 +151,10 @@ def test_every_mode_and_the_default_model_get_a_row(loaded: list[tuple[Any, Stan
         progress=lines.append,
     )
     assert [call for call, _ in loaded] == [
-        ("ae", "cpu", "ae"),
+        (None, "cpu", "ae"),
         (Path("mine.safetensors"), "cpu", "vae"),
-        ("dvae", "cpu", "dvae"),
-        ("vqvae", "cpu", "vqvae"),
+        (None, "cpu", "dvae"),
+        (None, "cpu", "vqvae"),
         ("vq-small", "cpu", "vq"),
         (None, "cpu", "vq"),
     ]

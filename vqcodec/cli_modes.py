@@ -112,7 +112,9 @@ def compare(args: argparse.Namespace) -> int:
     options = {name: value for name, value in asked.items() if value is not None}
     progress = None if args.quiet else say
     started = time.perf_counter()
-    comparison = compare_pictures(pictures, **options, device=str(device), progress=progress)
+    # Reports are passed on: folders are nobody else's business.
+    named = [(Path(source).name, picture) for source, picture in pictures]
+    comparison = compare_pictures(named, **options, device=str(device), progress=progress)
     if args.json:
         import json
 
@@ -126,7 +128,8 @@ def compare(args: argparse.Namespace) -> int:
         outputs.write("the comparison", target, report)
         if not args.quiet:
             seconds = time.perf_counter() - started
-            say(f"{', '.join(args.files)} -> {target}  {len(report):,} bytes  {seconds:.2f} s")
+            what = ", ".join(args.files) if len(args.files) <= 3 else f"{len(pictures)} pictures"
+            say(f"{what} -> {target}  {len(report):,} bytes  {seconds:.2f} s")
     return code
 
 
