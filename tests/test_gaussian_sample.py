@@ -9,9 +9,12 @@ normals 5 (all 2^24 radii and angles were tried), exponentials 3.
 import hashlib
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from isa_probes import ISAS, assert_probe, run_probes
@@ -28,6 +31,7 @@ from vqcodec_kernels import (
     philox_4x32,
     philox_normal,
 )
+from vqcodec_kernels._extension import load_native
 from vqcodec_kernels.gaussian_sample import Backend
 
 needs_native = pytest.mark.skipif(native_isa() is None, reason="the native extension is not built")
@@ -767,6 +771,30 @@ def test_native_thread_counts_agree(shape: tuple[int, ...]) -> None:
     for other in results[1:]:
         for a, b in zip(other, results[0], strict=True):
             assert torch.equal(a, b)
+
+
+@needs_native
+def test_native_threads_without_torch() -> None:
+    """The kernel joins torch's threads where torch has been loaded, and has its own elsewhere."""
+    code = """
+import importlib.util, sys
+import numpy as np
+spec = importlib.util.spec_from_file_location("_native", sys.argv[1])
+native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
+mu, logvar = (np.sin(np.arange(3 * 40009) * f).astype(np.float32).reshape(3, -1) for f in (0.1, 0.7))
+z, kl = np.empty_like(mu), np.empty(3, np.float32)
+native.gaussian_sample(mu, logvar, None, None, -5, z, kl, 3)
+assert "torch" not in sys.modules
+sys.stdout.buffer.write(z.tobytes() + kl.tobytes())
+"""
+    command = [sys.executable, "-c", code, str(load_native().__file__)]  # type: ignore[union-attr]
+    alone = subprocess.run(command, capture_output=True, check=True).stdout
+    waves = [np.sin(np.arange(math.prod(MANY)) * f).astype(np.float32) for f in (0.1, 0.7)]
+    mu, logvar = (torch.from_numpy(wave).reshape(MANY) for wave in waves)
+    z, kl = gaussian_sample(mu, logvar, seed=-5, backend="native")
+    assert kl is not None
+    assert alone == z.numpy().tobytes() + kl.numpy().tobytes()
 
 
 @each_backend

@@ -9,21 +9,21 @@
 #include <vector>
 
 #include "kernels.h"
-#include "parallel.h"
+#include "torch_threads.h"
 
 namespace vqcodec {
 namespace {
 
-// Fewer elements than this take less time than a thread takes to start.
+// Fewer elements than this take less time than it takes to wake a thread.
 constexpr int64_t kElementsWorthAThread = 1 << 15;
 
-// Results this large are fresh memory, whose first touch in pages of 4 KiB would take longer than the
-// arithmetic: asks for large pages. Nothing depends on whether the system grants them.
+// Results this large are often fresh memory, whose first touch in pages of 4 KiB would take longer than
+// the arithmetic: asks for large pages. Nothing depends on whether the system grants them.
 void ask_for_large_pages(void* data, int64_t bytes) {
 #ifdef __linux__
-  constexpr int64_t kOwnMapping = 32 << 20;  // the C library maps such blocks by themselves
+  constexpr int64_t kTwoLargePages = 4 << 20;
   constexpr uintptr_t kPage = 1 << 12;
-  if (bytes < kOwnMapping) return;
+  if (bytes < kTwoLargePages) return;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kPage - 1);
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
@@ -35,7 +35,7 @@ void for_blocks(const GaussianRequest& request, int threads, const Work& work) {
   const int64_t blocks = sample_blocks(request.size), rows = rows_of_block(request.size);
   const int64_t total = blocks > 1 ? request.count * blocks : (request.count + rows - 1) / rows;
   const int64_t elements = std::max<int64_t>(1, std::min<int64_t>(kSampleBlock, rows * request.size));
-  parallel_for(total, kElementsWorthAThread / elements, threads, work);
+  parallel_for_in_torch(total, kElementsWorthAThread / elements, threads, work);
 }
 
 }  // namespace
