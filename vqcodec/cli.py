@@ -420,7 +420,7 @@ def _compress(args: argparse.Namespace) -> int:
     # Without a mode, a model may still be of the right one; loading it will tell.
     mode = args.mode or (None if args.model else "vq")
     if args.sample is not None and mode not in (None, "vae"):
-        args.parser.error("--sample needs --mode vae: no other mode has a posterior to draw from")
+        args.parser.error("--sample needs --mode vae: only its posterior is drawn from")
     outputs = Outputs(args, args.files)
     codec = LazyCodec(args, mode=args.mode if args.sample is None else "vae")
 

@@ -4,7 +4,6 @@ The loss is reconstruction plus the penalty of the mode's objective (`vqcodec.tr
 a mode is not trained for is left to the encoder: continuous latents are not quantised here.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vqcodec.errors import VqcError
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.objectives import Objective, reconstruction_loss
 from vqcodec.train.photos import random_crops
+from vqcodec.train.schedule import check_loss, follow_weights, learning_rate
 from vqcodec.train.settings import TrainConfig
 from vqcodec.train.synthesis import short_floats
 from vqcodec.transform import Analysis, Synthesis
@@ -67,11 +66,9 @@ class JointTrainer:
     def step(self, photos: list[NDArray[np.uint8]], progress: float) -> float:
         """One optimiser step; progress in 0..1 places it in the plans of rate and temperature. Loss."""
         config = self.config
-        warmup = min(1.0, (self.steps_done + 1) / config.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        rate = config.final_learning_rate + cosine * (config.learning_rate - config.final_learning_rate)
+        rate = learning_rate(config, self.steps_done, progress)
         for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
-            group["lr"] = rate * warmup * share
+            group["lr"] = rate * share
         crops = random_crops(photos, config.batch, config.crop, self.random)
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
         rates = torch.zeros(len(crops), dtype=torch.int64, device=self.device)
@@ -79,20 +76,14 @@ class JointTrainer:
         with short_floats(crops.device):
             picture = self.synthesis(relaxed.latent, rates)
         loss = reconstruction_loss(config.objective, picture, crops) + relaxed.penalty
-        if not torch.isfinite(loss):
-            raise VqcError(
-                f"training diverged: the loss is {loss.item()} at step {self.steps_done}; "
-                "resume from the last checkpoint with a lower learning rate"
-            )
+        check_loss(loss, self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.objective.after_step()
         self.steps_done += 1
-        decay = min(config.smoothing, self.steps_done / (self.steps_done + 10))
-        for name, value in self.networks.state_dict().items():
-            self.average[name].lerp_(value, 1 - decay)
+        follow_weights(self.average, self.networks.state_dict(), config.smoothing, self.steps_done)
         return float(loss.item())
 
     def load_average(self) -> None:

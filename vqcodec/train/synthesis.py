@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqcodec.errors import VqcError
 from vqcodec.quantizer import RatePoint, ResidualQuantizer, point_at, stage_price, to_latent
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.photos import random_crops
+from vqcodec.train.schedule import check_loss, follow_weights, learning_rate
 from vqcodec.train.settings import TrainConfig
 from vqcodec.transform import PIXEL_MEAN, Analysis, Synthesis
 
@@ -56,11 +56,9 @@ class SynthesisTrainer:
     def step(self, photos: list[NDArray[np.uint8]], progress: float) -> float:
         """One optimiser step; progress in 0..1 places it in the learning-rate plan. Loss."""
         config = self.config
-        warmup = min(1.0, (self.steps_done + 1) / config.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        rate = config.final_learning_rate + cosine * (config.learning_rate - config.final_learning_rate)
+        rate = learning_rate(config, self.steps_done, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * warmup
+            group["lr"] = rate
         crops = random_crops(photos, config.batch, config.crop, self.random)
         positions = (1 - self.random.random(config.batch)) * self.quantizer.config.stages
         points = [point_at(self.quantizer.config, p) for p in positions.tolist()]
@@ -72,19 +70,13 @@ class SynthesisTrainer:
         with short_floats(crops.device):
             picture = self.synthesis(latent, buckets)
         loss = ((picture - crops).square().mean((1, 2, 3)) / reference).mean()
-        if not torch.isfinite(loss):
-            raise VqcError(
-                f"training diverged: the loss is {loss.item()} at step {self.steps_done}; "
-                "resume from the last checkpoint with a lower learning rate"
-            )
+        check_loss(loss, self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.steps_done += 1
-        decay = min(config.smoothing, self.steps_done / (self.steps_done + 10))
-        for name, value in self.synthesis.state_dict().items():
-            self.average[name].lerp_(value, 1 - decay)
+        follow_weights(self.average, self.synthesis.state_dict(), config.smoothing, self.steps_done)
         return float(loss.item())
 
     def averaged_synthesis(self) -> Synthesis:
