@@ -1127,6 +1127,8 @@ def test_interrupt_signal(tmp_path) -> None:
         [sys.executable, "-m", "vqcodec", "verify", "a.vqc", "-"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Tests that run in the background of a script have inherited that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **process_options(tmp_path),
     ) as process:
         assert process.stderr is not None
