@@ -19,23 +19,21 @@ on an idle machine.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.metrics import command_line, record, write_json
 from bench.rd import Check
 from bench.search_baselines import WrongResultError, limited_threads
 from bench.timing import FULL, QUICK, Effort, Timing, take_turns
+from bench.timing_report import TimingReport
 from vqcodec_kernels import gaussian_sample, native_isa, philox_normal
 from vqcodec_kernels.gaussian_sample import Backend
 
@@ -381,55 +379,18 @@ def table(cases: Sequence[Case]) -> list[str]:
     return lines
 
 
-class Report:
-    """Gathers the cases of a run; prints them, and writes the result file, when all have run."""
+class Report(TimingReport[Case]):
+    """The cases of this benchmark."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        self.cases: list[Case] = []
-        self.config = config
-        self.quick = bool(config.getoption("--quick"))
-        self.load_before = os.getloadavg()[0]
+    script = "bench_gaussian_sample"
+    title = "gaussian_sample: z and divergence forward, gradients backward, float32"
+    packages = ("triton",)
 
-    def checks(self) -> list[Check]:
-        """The bars; without a verdict if the shapes were tiny."""
-        return [] if self.quick else bars(self.cases)
+    def bars(self) -> list[Check]:
+        return bars(self.cases)
 
-    def body(self) -> dict[str, Any]:
-        """The result file."""
-        arguments = [str(x) for x in self.config.invocation_params.args if Path(__file__).name not in x]
-        head = record("bench_gaussian_sample", arguments, self.cases[-1].device)
-        del head["machine"]["torch_threads"]  # each case has its own number
-        head["command"] = f"pytest bench/{Path(__file__).name} {command_line(arguments)}".rstrip()
-        try:
-            head["versions"]["triton"] = importlib.metadata.version("triton")
-        except importlib.metadata.PackageNotFoundError:
-            pass
-        return {
-            **head,
-            "quick": self.quick,
-            "threads": sorted({case.threads for case in self.cases}),
-            "load_average_before": round(self.load_before, 2),
-            "cases": [case.as_json() for case in self.cases],
-            "checks": [{"check": x.name, "value": x.value, "status": x.status} for x in self.checks()],
-        }
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Hook: the table and the bars, after pytest's own."""
-        body = self.body()
-        machine = body["machine"]
-        write = terminalreporter.write_line
-        terminalreporter.section("gaussian_sample: z and divergence forward, gradients backward, float32")
-        write(f"{machine['cpu']}, {machine['device']}; native kernels: {machine['native_kernels']}")
-        write(f"load average before: {self.load_before:.2f} on {os.cpu_count()} CPUs")
-        if self.quick:
-            write("--quick: tiny shapes, the figures mean nothing")
-        for line in ("", *table(self.cases), ""):
-            write(line)
-        for check in self.checks():
-            write(f"{check.status:<4}  {check.name}: {check.value}")
-        if path := self.config.getoption("--results"):
-            write_json(path, body)
+    def lines(self) -> list[str]:
+        return table(self.cases)
 
 
 # --- the tests ------------------------------------------------------------------------------------

@@ -17,20 +17,16 @@ after the others. Run it on an idle machine.
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.metrics import command_line, record, write_json
 from bench.rd import Check
 from bench.search_baselines import (
     EXACT,
@@ -49,6 +45,7 @@ from bench.search_baselines import (
 )
 from bench.search_memory import cuda_memory_beyond_output, memory_beyond_output
 from bench.timing import FULL, QUICK, Effort, Timing, take_turns
+from bench.timing_report import TimingReport
 from vqcodec_kernels import native_isa, nearest_codeword
 from vqcodec_kernels.nearest_codeword import Backend, Precision
 
@@ -354,62 +351,27 @@ def table(cases: Sequence[Case]) -> list[str]:
     return lines
 
 
-class Report:
-    """Gathers the cases of a run; prints them, and writes the result file, when all have run."""
+class Report(TimingReport[Case]):
+    """The cases of this benchmark, in tables by device and kind of competitors."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        self.cases: list[Case] = []
-        self.config = config
-        self.quick = bool(config.getoption("--quick"))
-        self.load_before = os.getloadavg()[0]
+    script = "bench_nearest_codeword"
+    title = "nearest_codeword: how many times faster our exact search is"
+    notes = (
+        "GFLOP/s counts 2NKD, sgemm is that as a share of torch's float32 product; ours also works",
+        "in 16 bits. Set-up of others is not timed. faiss returns distances too.",
+    )
+    packages = PACKAGES
 
-    def checks(self) -> list[Check]:
-        """The bars; without a verdict if the shapes were tiny."""
-        if self.quick:
-            return []
+    def bars(self) -> list[Check]:
         return bars(self.cases, isa=native_isa())
 
-    def body(self) -> dict[str, Any]:
-        """The result file."""
-        device = self.cases[-1].device
-        arguments = [str(x) for x in self.config.invocation_params.args if Path(__file__).name not in x]
-        head = record("bench_nearest_codeword", arguments, device)
-        del head["machine"]["torch_threads"]  # each case has its own number
-        head["command"] = f"pytest bench/{Path(__file__).name} {command_line(arguments)}".rstrip()
-        for name in PACKAGES:
-            try:
-                head["versions"][name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return {
-            **head,
-            "quick": self.quick,
-            "threads": sorted({case.threads for case in self.cases}),
-            "load_average_before": round(self.load_before, 2),
-            "cases": [case.as_json() for case in self.cases],
-            "checks": [{"check": x.name, "value": x.value, "status": x.status} for x in self.checks()],
-        }
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Hook: the tables and the bars, after pytest's own."""
-        body = self.body()
-        machine = body["machine"]
-        write = terminalreporter.write_line
-        terminalreporter.section("nearest_codeword: how many times faster our exact search is")
-        write(f"{machine['cpu']}, {machine['device']}; native kernels: {machine['native_kernels']}")
-        write(f"load average before: {self.load_before:.2f} on {os.cpu_count()} CPUs")
-        write("GFLOP/s counts 2NKD, sgemm is that as a share of torch's float32 product; ours also works")
-        write("in 16 bits. Set-up of others is not timed. faiss returns distances too.")
-        if self.quick:
-            write("--quick: tiny shapes, the figures mean nothing")
+    def lines(self) -> list[str]:
         kinds: dict[tuple[str, bool], list[Case]] = {}
         for case in self.cases:
             kinds.setdefault((case.device, "torch" in case.families), []).append(case)
+        lines: list[str] = []
         for cases in kinds.values():
-            write("")
-            for line in table(cases):
-                write(line)
+            lines += ["", *table(cases)] if lines else table(cases)
             for family in dict.fromkeys(family for case in cases for family in case.families):
                 for threads in sorted({case.threads for case in cases}):
                     ratios = [
@@ -419,12 +381,8 @@ class Report:
                     ]
                     if ratios:
                         median = statistics.median(ratios)
-                        write(f"  median against {family}, {threads} threads: x{median:.2f}")
-        write("")
-        for check in self.checks():
-            write(f"{check.status:<4}  {check.name}: {check.value}")
-        if path := self.config.getoption("--results"):
-            write_json(path, body)
+                        lines.append(f"  median against {family}, {threads} threads: x{median:.2f}")
+        return lines
 
 
 # --- the tests ------------------------------------------------------------------------------------
