@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqcodec import container
+from vqcodec import Salvage, cli_modes, container
 from vqcodec.cli import main
 from vqcodec.container import (
     MODE_NAMES,
@@ -32,8 +32,11 @@ from vqcodec.container import (
     stage_section,
     write_container,
 )
-from vqcodec.errors import ModeError, ModelFileError, TooLargeError, UnknownModelError
+from vqcodec.errors import ModeError, ModelFileError, UnknownModelError
 from vqcodec.image import Picture
+from vqcodec.limits import Limits
+from vqcodec.recovery import read_cut, read_damaged
+from vqcodec.truncation import truncate
 
 COLOURS = np.random.default_rng(11).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 GREYS = COLOURS[:, :, 1].copy()
@@ -57,8 +60,15 @@ class FakeCodec:
     mode: str
     calls: list[dict[str, object]]
 
-    def compress(self, image: np.ndarray, *, quality: int = 50, sample: int | None = None) -> bytes:
-        self.calls.append({"quality": quality, "sample": sample})
+    def compress(
+        self,
+        image: np.ndarray,
+        *,
+        quality: int = 50,
+        sample: int | None = None,
+        stages: int | None = None,
+    ) -> bytes:
+        self.calls.append({"quality": quality, "sample": sample, "stages": stages})
         if quality == 99:
             raise RuntimeError("kernel on fire")
         if quality == 98:
@@ -86,15 +96,23 @@ class FakeCodec:
         grey = first.grey and second.grey
         return [Image.fromarray((b[:, :, 0] if grey else b).astype(np.uint8)) for b in blends]
 
-    def decompress(self, data: bytes, *, max_pixels: int = 10**6) -> Image.Image:
+    def decompress(
+        self, data: bytes, *, limits: Limits | None = None, allow_truncated: bool = False
+    ) -> Image.Image:
+        if allow_truncated:
+            self.calls.append({"decompress": data, "allow_truncated": True})
+            header = read_cut(data).header
+            return Image.new("RGB", (header.width, header.height))
         header, sections = read_container(data)
         if header.code_id == FOREIGN_CODE_ID:
             raise UnknownModelError("the file needs another model")
-        if header.width * header.height > max_pixels:
-            raise TooLargeError(f"more than {max_pixels} pixels")
         shape = (header.height, header.width) if header.grey else (header.height, header.width, 3)
         pixels = zlib.decompress(stage_payloads(sections)[0])
         return Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(shape))
+
+    def salvage(self, data: bytes, *, limits: Limits | None = None) -> Salvage:
+        found = read_damaged(data)
+        return Salvage(Image.new("RGB", (found.header.width, found.header.height)), found.losses)
 
 
 @pytest.fixture
@@ -119,6 +137,7 @@ def loads(monkeypatch, used) -> list[dict[str, object]]:
         *,
         code_id: int | None = None,
         mode: str | None = None,
+        precise: bool = False,
     ) -> FakeCodec:
         calls.append({"model": model, "device": device, "mode": mode})
         if model == "missing":
@@ -130,11 +149,14 @@ def loads(monkeypatch, used) -> list[dict[str, object]]:
         resolve_device(device)
         return FakeCodec(mode or "vq", used)
 
+    # Imported while the real codec is in place, which it keeps.
+    import vqcodec.train  # noqa: F401
+
     module = types.ModuleType("vqcodec.codec")
     module.load_codec = load_codec  # type: ignore[attr-defined]
     module.resolve_device = resolve_device  # type: ignore[attr-defined]
-    module.DEFAULT_MAX_PIXELS = 1 << 20  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vqcodec.codec", module)
+    monkeypatch.setattr(cli_modes, "DEFAULT_MAX_PIXELS", 1 << 20)
     return calls
 
 
@@ -421,8 +443,97 @@ def test_options_reach_the_codec(cli, loads) -> None:
     assert read_container(Path("photo.vqc").read_bytes())[0].rate == 73
     result = cli("decompress", "photo.vqc", "--max-pixels", "47")
     assert result.code == 1
-    assert result.err == "vqcodec: photo.vqc: more than 47 pixels\n"
+    assert result.err == "vqcodec: photo.vqc: 8 x 6 pixels, more than the limit of 47\n"
     assert cli("decompress", "photo.vqc", "--max-pixels", "48").code == 0
+
+
+def test_limits(cli, loads) -> None:
+    cli("compress", "photo.png")
+    for option, message in (
+        ("--max-pixels 47", "8 x 6 pixels, more than the limit of 47"),
+        ("--max-side 7", "8 x 6 pixels, more than the limit of 7 a side"),
+    ):
+        result = cli("decompress", "photo.vqc", "-o", "back.png", *option.split())
+        assert (result.code, result.err) == (1, f"vqcodec: photo.vqc: {message}\n")
+    assert len(loads) == 1
+    assert cli("decompress", "photo.vqc", "--max-side", "8", "--max-memory", "999999").code == 0
+
+
+# --- less than the whole file --------------------------------------------------------------
+
+
+@pytest.fixture
+def staged() -> bytes:
+    """A file of three stages."""
+    header = Header(mode=0, grey=False, rate=20, width=100, height=50, code_id=0x12345678)
+    data = write_container(header, [stage_section(n, bytes([n]) * (50 << n)) for n in range(3)])
+    Path("staged.vqc").write_bytes(data)
+    return data
+
+
+def test_truncate(cli, loads, staged: bytes) -> None:
+    result = cli("truncate", "staged.vqc", "--stages", "2")
+    expected = truncate(staged, stages=2)
+    assert Path("staged.truncated.vqc").read_bytes() == expected
+    sizes = f"{len(staged)} -> {len(expected)} bytes"
+    assert (result.code, result.out) == (0, b"")
+    assert result.err == f"staged.vqc -> staged.truncated.vqc  {sizes}  0.298 bpp\n"
+    assert cli("truncate", "staged.vqc", "--bpp", "0.2", "-o", "-").out == truncate(staged, stages=1)
+    assert cli("verify", "staged.truncated.vqc").code == 0
+    result = cli("truncate", "staged.vqc", "--stages", "1")
+    assert (result.code, result.err) == (
+        1,
+        "vqcodec: staged.vqc: staged.truncated.vqc exists already; -f replaces it\n",
+    )
+    assert cli("truncate", "staged.vqc", "--stages", "1", "-o", "staged.vqc", "-f").code == 1
+    assert Path("staged.vqc").read_bytes() == staged
+    assert cli("truncate", "staged.vqc", "--stages", "1", "-f", "--quiet").err == ""
+    result = cli("truncate", "staged.vqc", "--bpp", "0.01", "-o", "-")
+    assert result.code == 1 and "0.01 bpp cannot be reached: this file has from 0.1" in result.err
+    assert loads == []
+
+
+def test_truncate_knows_modes(cli) -> None:
+    cli("compress", "photo.png", "--mode", "ae")
+    result = cli("truncate", "photo.vqc", "--stages", "1")
+    assert result.code == 2 and "mode ae have no stages that can be left out" in result.err
+
+
+def test_compress_some_stages(cli, used) -> None:
+    assert cli("compress", "photo.png", "--stages", "2").code == 0
+    assert used == [{"quality": 50, "sample": None, "stages": 2}]
+
+
+def test_a_cut_file_is_decoded_on_request(cli, used, staged: bytes) -> None:
+    Path("cut.vqc").write_bytes(staged[:-1])
+    result = cli("decompress", "cut.vqc")
+    assert (result.code, result.err) == (1, "vqcodec: cut.vqc: the file ends in section 3 of 3\n")
+    result = cli("decompress", "cut.vqc", "--allow-truncated", "--precise")
+    assert result.code == 0
+    note = "note: cut.vqc: the file ends in section 3 of 3; decoded up to there\n"
+    assert result.err.endswith(note)
+    assert used == [{"decompress": staged[:-1], "allow_truncated": True}]
+    assert cli("decompress", "cut.vqc", "--allow-truncated", "--quiet", "-f").err == ""
+    assert cli("decompress", "staged.vqc", "--allow-truncated", "-f").err.count("note") == 0
+
+
+def test_salvage_tells_what_is_lost(cli, used, staged: bytes) -> None:
+    damaged = bytearray(staged)
+    damaged[-9] ^= 1
+    Path("bad.vqc").write_bytes(damaged)
+    assert cli("decompress", "bad.vqc").code == 1
+    result = cli("decompress", "bad.vqc", "--allow-truncated")
+    assert result.code == 1 and "checksum does not match" in result.err
+    result = cli("decompress", "bad.vqc", "--salvage", "--quiet")
+    assert result.code == 1
+    assert result.err == (
+        "vqcodec: bad.vqc: written, but incomplete: section 3 of 3 is damaged (its checksum does not "
+        "match)\n"
+    )
+    assert pixels_of("bad.png").shape == (50, 100, 3)
+    assert cli("decompress", "staged.vqc", "--salvage", "--quiet") == Result(0, b"", "")
+    result = cli("decompress", "bad.vqc", "--salvage", "--allow-truncated")
+    assert result.code == 2 and "not allowed with" in result.err
 
 
 def test_notes_are_printed_and_silenced(cli) -> None:
@@ -517,7 +628,7 @@ def test_every_mode_through_compress_and_decompress(cli, loads, used, mode: str)
     np.testing.assert_array_equal(pixels_of("photo.vqc.png"), COLOURS)
     # The file says by its code id which model it needs, and that alone decides.
     assert [load["mode"] for load in loads] == [mode, None]
-    assert used == [{"quality": 50, "sample": None}]
+    assert used == [{"quality": 50, "sample": None, "stages": None}]
 
 
 def test_sample_reaches_the_codec(cli, loads, used) -> None:

@@ -208,7 +208,9 @@ def test_too_many_pixels_are_refused_before_any_work(codec: Codec) -> None:
     with pytest.raises(TooLargeError):
         codec.decompress(write_container(huge, []))
     with pytest.raises(TooLargeError):
-        codec.decompress(codec.compress(synthetic_picture(1, 20, 20)), max_pixels=399)
+        codec.decompress(
+            codec.compress(synthetic_picture(1, 20, 20)), limits=vqcodec.Limits(max_pixels=399)
+        )
 
 
 @pytest.mark.parametrize("quality", [0, 101, -3, 50.0, True, "50"])

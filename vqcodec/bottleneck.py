@@ -49,8 +49,10 @@ class Bottleneck(Protocol):
     def buckets(self) -> int:
         """Number of rate buckets; a file's lies in 1..buckets."""
 
-    def to_symbols(self, latent: Tensor, point: RatePoint) -> list[SymbolPlane]:
-        """Symbols of latent (C, H, W) at a point of the rate axis."""
+    def to_symbols(
+        self, latent: Tensor, point: RatePoint, *, stages: int | None = None
+    ) -> list[SymbolPlane]:
+        """Symbols of latent (C, H, W) at a point of the rate axis, at most `stages` planes of them."""
 
     def write(self, planes: Sequence[SymbolPlane]) -> dict[int, list[bytes]]:
         """Streams of each section by stage, one a prior tile; what needs none is left out."""
@@ -156,14 +158,16 @@ class VectorBottleneck:
     def buckets(self) -> int:
         return self.quantizer.config.stages * LEVELS
 
-    def to_symbols(self, latent: Tensor, point: RatePoint) -> list[SymbolPlane]:
+    def to_symbols(
+        self, latent: Tensor, point: RatePoint, *, stages: int | None = None
+    ) -> list[SymbolPlane]:
         """Entropy-constrained assignment: each index pays what its own table will charge."""
         config = self.quantizer.config
         _, height, width = latent.shape
         context = self._context(height, width)
         residual = latent.permute(1, 2, 0).reshape(height * width, -1).float().cpu().contiguous()
         planes = []
-        for stage in range(point.last_stage + 1):
+        for stage in range(point.last_stage + 1)[:stages]:
             level = level_in(point.bucket, stage)
             assert level is not None
             context.begin_stage(level)

@@ -16,7 +16,7 @@ Invariants
   development mode (`python -X dev -m vqcodec`).
 - Exit codes: those of `_EPILOG`; of several failures the highest.
 - Starting is quick: NumPy, Pillow and torch are imported by the commands that need them, and
-  `info`, `verify`, `--help` and `--version` need none of them.
+  `info`, `verify`, `truncate`, `--help` and `--version` need none of them.
 """
 
 from __future__ import annotations
@@ -48,13 +48,18 @@ from vqcodec.cli_io import (
 )
 from vqcodec.cli_modes import compare, generate, interpolate
 from vqcodec.container import (
+    MAX_STAGES,
     MODE_NAMES,
     read_container,
     stage_payloads,
     tile_grid,
     unpack_tiles,
 )
+from vqcodec.errors import CorruptError
 from vqcodec.inspection import FileInfo, info
+from vqcodec.limits import Limits
+from vqcodec.recovery import Recovered, read_cut, read_damaged
+from vqcodec.truncation import truncate
 
 INFO_SCHEMA = 1
 """Version of the objects that `info --json` prints; it rises when a key changes its meaning."""
@@ -174,6 +179,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="SEED",
         help="with --mode vae: draw the latent from the posterior instead of taking its mean",
     )
+    _add_stages(sub, "stop after N stages: the file that 'truncate --stages N' makes of the whole one")
     _add_coding(sub)
 
     sub = command(
@@ -187,10 +193,39 @@ def _build_parser() -> argparse.ArgumentParser:
         sub,
         f"output file, or an existing directory; {_FORMATS}",
     )
-    sub.add_argument(
-        "--max-pixels", type=_at_least_one, metavar="N", help="refuse pictures of more pixels"
+    partial = sub.add_mutually_exclusive_group()
+    partial.add_argument(
+        "--allow-truncated",
+        action="store_true",
+        help="of a file that is cut short, decode the stages that are whole",
     )
+    partial.add_argument(
+        "--salvage",
+        action="store_true",
+        help="of a damaged file, decode what is whole and say what is lost (exit code 1)",
+    )
+    for name, what in (("pixels", "pixels"), ("side", "pixels a side"), ("memory", "bytes to decode")):
+        sub.add_argument(
+            f"--max-{name}", type=_at_least_one, metavar="N", help=f"refuse pictures of more {what}"
+        )
+    _add_precise(sub)
     _add_coding(sub)
+
+    sub = command(
+        "truncate",
+        _truncate,
+        "make smaller .vqc files by leaving out their last stages",
+        "photo.vqc becomes photo.truncated.vqc beside it, a whole file of a coarser picture. Nothing is "
+        "decoded and no model is needed.",
+    )
+    _add_files(sub, ".vqc file")
+    least = sub.add_mutually_exclusive_group(required=True)
+    _add_stages(least, "keep N stages")
+    least.add_argument(
+        "--bpp", type=_positive, metavar="X", help="keep as many stages as X bits a pixel allow"
+    )
+    _add_output(sub, "output file, or an existing directory")
+    _add_quiet(sub)
 
     sub = command("info", _info, "print what .vqc files say about themselves")
     _add_files(sub, ".vqc file")
@@ -223,6 +258,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--size", type=_size, default=(256, 256), metavar="WxH", help="in pixels, default 256x256"
     )
     _add_output(sub, f"file of the sheet, or an existing directory; {_FORMATS}")
+    _add_precise(sub)
     _add_coding(sub)
 
     sub = command(
@@ -237,6 +273,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_mode(sub, "kind of latent", required=True)
     _add_count(sub, 9, low=2)
     _add_output(sub, f"file of the strip, or an existing directory; {_FORMATS}")
+    _add_precise(sub)
     _add_coding(sub)
 
     sub = command(
@@ -324,6 +361,18 @@ def _add_count(parser: argparse.ArgumentParser, default: int, *, low: int) -> No
         default=default,
         metavar=f"{low}..{_MAX_COUNT}",
         help=f"number of pictures, default {default}",
+    )
+
+
+def _add_stages(parser: argparse._ActionsContainer, what: str) -> None:
+    parser.add_argument(
+        "--stages", type=lambda text: _integer(text, 1, MAX_STAGES), metavar=f"1..{MAX_STAGES}", help=what
+    )
+
+
+def _add_precise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precise", action="store_true", help="compute in float32 also where bfloat16 is faster"
     )
 
 
@@ -430,7 +479,7 @@ def _compress(args: argparse.Namespace) -> int:
         coder = codec.get()
         started = time.perf_counter()
         pixels = picture.pixels[:, :, 0] if picture.grey else picture.pixels
-        data = coder.compress(pixels, quality=args.quality, sample=args.sample)
+        data = coder.compress(pixels, quality=args.quality, sample=args.sample, stages=args.stages)
         outputs.write(source, target, data)
         if not args.quiet:
             seconds = time.perf_counter() - started
@@ -447,24 +496,71 @@ def _decompress(args: argparse.Namespace) -> int:
     outputs = Outputs(args, args.files)
     outputs.require_picture_suffix()
     codec = LazyCodec(args)
-    limits = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
+    chosen = {name: getattr(args, name) for name in ("max_pixels", "max_side", "max_memory")}
+    limits = Limits(**{name: value for name, value in chosen.items() if value is not None})
 
     def decompress_one(source: str) -> None:
         data = read(source)
-        # A damaged file is told before seconds go into loading a model.
-        header, _ = read_container(data)
+        # What is wrong with a file is told before seconds go into loading a model.
+        found = _read_as_asked(args, data)
+        limits.check(found.header)
         name = Path(source).name
         stem = Path(name).stem if name.lower().endswith(_SUFFIX) else name
         target = outputs.target([source], [stem + PICTURE_SUFFIX, name + PICTURE_SUFFIX])
-        coder = codec.get(header.code_id)
+        coder = codec.get(found.header.code_id)
         started = time.perf_counter()
-        image = coder.decompress(data, **limits)
+        losses = found.losses
+        if args.salvage:
+            saved = coder.salvage(data, limits=limits)
+            image, losses = saved.image, saved.losses
+        else:
+            image = coder.decompress(data, limits=limits, allow_truncated=args.allow_truncated)
         outputs.write(source, target, encode_picture(image, target))
         if not args.quiet:
             seconds = time.perf_counter() - started
             say(f"{source} -> {target or STREAM}  {image.width} x {image.height}  {seconds:.2f} s")
+        _say_losses(args, source, losses)
 
     return each_file(args.files, decompress_one)
+
+
+def _read_as_asked(args: argparse.Namespace, data: bytes) -> Recovered:
+    """What there is of a file: all of it, unless the options are content with less."""
+    if args.salvage:
+        return read_damaged(data)
+    if args.allow_truncated:
+        return read_cut(data)
+    header, sections = read_container(data)
+    return Recovered(header, sections, ())
+
+
+def _say_losses(args: argparse.Namespace, source: str, losses: Sequence[str]) -> None:
+    """Say what a picture lacks; of a damaged file it counts as a failure, even if asked for."""
+    if not losses:
+        return
+    if args.salvage:
+        raise CorruptError(f"written, but incomplete: {'; '.join(losses)}")
+    if not args.quiet:
+        for loss in losses:
+            say(f"note: {source}: {loss}; decoded up to there")
+
+
+def _truncate(args: argparse.Namespace) -> int:
+    outputs = Outputs(args, args.files)
+
+    def truncate_one(source: str) -> None:
+        data = read(source)
+        smaller = truncate(data, stages=args.stages, bpp=args.bpp)
+        target = outputs.target([source], [f"{Path(source).stem}.truncated{_SUFFIX}"])
+        outputs.write(source, target, smaller)
+        if not args.quiet:
+            found = info(smaller)
+            say(
+                f"{source} -> {target or STREAM}  {len(data):,} -> {len(smaller):,} bytes  "
+                f"{found.bpp:.3f} bpp"
+            )
+
+    return each_file(args.files, truncate_one)
 
 
 def _info(args: argparse.Namespace) -> int:

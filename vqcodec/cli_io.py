@@ -58,6 +58,7 @@ class LazyCodec:
         self._model: str | None = args.model
         self._mode = mode
         self._device: str | None = None if args.device == "auto" else args.device
+        self._precise: bool = getattr(args, "precise", False)
         self._codecs: dict[int | None, Codec] = {}
 
     def get(self, code_id: int | None = None) -> Codec:
@@ -69,7 +70,9 @@ class LazyCodec:
             from vqcodec.codec import load_codec
 
             try:
-                self._codecs[key] = load_codec(self._model, self._device, code_id=key, mode=self._mode)
+                self._codecs[key] = load_codec(
+                    self._model, self._device, code_id=key, mode=self._mode, precise=self._precise
+                )
             except VqcError as error:
                 if key is not None:
                     raise

@@ -30,6 +30,7 @@ from vqcodec.cli_io import (
 )
 from vqcodec.container import STRIDE, tile_grid
 from vqcodec.errors import ImageError, TooLargeError
+from vqcodec.limits import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -183,8 +184,6 @@ def _read_pictures(
 
 def _check_pixels(count: int, width: int, height: int) -> None:
     """TooLargeError if `count` pictures are more than a decoder would take by default."""
-    from vqcodec.codec import DEFAULT_MAX_PIXELS
-
     grid = tile_grid(width, height)
     # Memory follows the padded grid, which is 16 times a picture of one row or column.
     if count * grid.rows * grid.cols * STRIDE**2 > DEFAULT_MAX_PIXELS:

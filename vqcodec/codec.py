@@ -30,6 +30,7 @@ from vqcodec.container import (
     UNIFORM_MODES,
     Header,
     Section,
+    TileGrid,
     pack_tiles,
     read_container,
     stage_payloads,
@@ -43,10 +44,10 @@ from vqcodec.errors import (
     ImageError,
     ModeError,
     ModelFileError,
-    TooLargeError,
     UnknownModelError,
 )
 from vqcodec.image import Picture, as_picture, to_image
+from vqcodec.limits import Limits
 from vqcodec.model import (
     MODES,
     QUALITIES,
@@ -55,11 +56,13 @@ from vqcodec.model import (
     find_model_by_code,
     load_model,
 )
+from vqcodec.precision import full_precision, has_fast_bfloat16, short_precision
 from vqcodec.quantizer import ResidualQuantizer
+from vqcodec.recovery import read_cut, read_damaged
 from vqcodec.transform import STRIDE, pad_pixels
 from vqcodec_kernels import gaussian_sample
 
-DEFAULT_MAX_PIXELS = 100_000_000
+_LIMITS = Limits()
 # Side in latents of the block that is synthesised at once, and the overlap that keeps its pixels
 # out of reach of its artificial borders (the default network sees about 130 pixels far).
 _BLOCK = 96
@@ -86,11 +89,23 @@ class EncodeStats:
     divergence_bits: float | None = None
 
 
-class Codec:
-    """One model on one device, ready to compress and decompress. The model's networks move there."""
+@dataclass(frozen=True)
+class Salvage:
+    """The picture of what is whole of a file, and what is lost, one sentence each."""
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    image: Image.Image
+    losses: tuple[str, ...]
+
+
+class Codec:
+    """One model on one device, ready to compress and decompress. The model's networks move there.
+
+    precise: decode in float32 also where bfloat16 is faster. Encoding always does.
+    """
+
+    def __init__(self, model: Model, device: torch.device, *, precise: bool = False) -> None:
         self.model, self.device = model, device
+        self.precise = precise or not has_fast_bfloat16(device)
         self.analysis = model.analysis.to(device)
         self.synthesis = model.synthesis.to(device)
 
@@ -100,13 +115,15 @@ class Codec:
         *,
         quality: int = 50,
         sample: int | None = None,
+        stages: int | None = None,
     ) -> bytes:
         """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W).
 
         sample: a seed; the latent is then drawn from the posterior instead of being its mean (mode
-        vae; ModeError in others).
+        vae; ModeError in others). stages: stop after as many stages, at least 1, which gives the file
+        that `vqcodec.truncate` makes of the whole one (ModeError in modes ae and vae).
         """
-        return self._encode(as_picture(image), quality, sample)[0]
+        return self._encode(as_picture(image), quality, sample, stages)[0]
 
     def analyse(
         self,
@@ -225,9 +242,56 @@ class Codec:
             kl=self._categorical_divergence(vectors),
         )
 
-    def decompress(self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-        """The picture of a .vqc file; mode L if it was grey, else RGB."""
-        header, sections = _read_limited(data, max_pixels)
+    def decompress(
+        self, data: bytes, *, limits: Limits = _LIMITS, allow_truncated: bool = False
+    ) -> Image.Image:
+        """The picture of a .vqc file; mode L if it was grey, else RGB.
+
+        allow_truncated: of a file that is cut short, decode the stages that are whole.
+        """
+        header, sections = _read_sections(data, allow_truncated)
+        return self._decode(header, sections, limits)
+
+    def salvage(self, data: bytes, *, limits: Limits = _LIMITS) -> Salvage:
+        """The picture of what is whole of a damaged file, and what is lost."""
+        found = read_damaged(data)
+        header, sections, losses = found.header, found.sections, list(found.losses)
+        while True:
+            try:
+                image = self._decode(header, sections, limits)
+            except CorruptError as error:
+                # The checksum is right and the stream is not: whoever wrote that was at fault.
+                stages = [section for section in sections if section.stage is not None]
+                if header.mode in UNIFORM_MODES or len(stages) < 2:
+                    raise
+                losses.append(f"stage {stages[-1].stage} or one before it does not decode: {error}")
+                sections.remove(stages[-1])
+            else:
+                return Salvage(image, tuple(losses))
+
+    def read_indices(
+        self, data: bytes, *, limits: Limits = _LIMITS, allow_truncated: bool = False
+    ) -> list[NDArray[np.integer]]:
+        """The symbols of a .vqc file, (G, H, W) for each stage up to the last that the file has, at
+        least the first: codebook indices uint8, in the uniform modes values int32.
+
+        They are the same on every machine.
+        """
+        header, sections = _read_sections(data, allow_truncated)
+        return list(self._read_symbols(header, sections, limits))
+
+    def _decode(self, header: Header, sections: Sequence[Section], limits: Limits) -> Image.Image:
+        indices = self._read_symbols(header, sections, limits)
+        latent = self.model.bottleneck.from_symbols(indices, header.rate)
+        bucket = self.model.bottleneck.shown_bucket(indices, header.rate)
+        pixels = self._synthesise(latent, bucket, header.height, header.width)
+        return to_image(pixels, grey=header.grey)
+
+    def _read_symbols(
+        self, header: Header, sections: Sequence[Section], limits: Limits
+    ) -> Sequence[NDArray[np.integer]]:
+        """The symbols of a file, if it is within the limits and this model is the one it needs."""
+        limits.check(header)
         if header.code_id != self.model.code_id:
             raise UnknownModelError(
                 f"the file needs the model with code id {header.code_id:08x}, "
@@ -241,31 +305,33 @@ class Codec:
         if header.rate > bottleneck.buckets:
             raise CorruptError(f"rate bucket {header.rate}, but the model has {bottleneck.buckets}")
         grid = tile_grid(header.width, header.height)
+        limits.check_memory(self._memory(grid))
         streams = {
             stage: unpack_tiles(payload, grid.count)
             for stage, payload in stage_payloads(sections).items()
         }
-        indices = bottleneck.read(streams, header.rate, grid.rows, grid.cols)
-        latent = bottleneck.from_symbols(indices, header.rate)
-        bucket = bottleneck.shown_bucket(indices, header.rate)
-        pixels = self._synthesise(latent, bucket, header.height, header.width)
-        return to_image(pixels, grey=header.grey)
+        return bottleneck.read(streams, header.rate, grid.rows, grid.cols)
 
     def _encode(
-        self, picture: Picture, quality: int, sample: int | None = None
+        self, picture: Picture, quality: int, sample: int | None = None, stages: int | None = None
     ) -> tuple[bytes, list[SymbolPlane]]:
         if isinstance(quality, bool) or not isinstance(quality, int):
             raise ValueError(f"quality must be an integer, got {quality!r}")
         if not 1 <= quality <= QUALITIES:
             raise ValueError(f"quality must be 1..{QUALITIES}, got {quality}")
+        if stages is not None and stages < 1:
+            raise ValueError(f"there is at least one stage, got {stages}")
+        mode = self.model.config.mode
+        if stages is not None and MODES[mode] in UNIFORM_MODES:
+            raise ModeError(f"mode {mode} has no stages to stop after")
         height, width = picture.pixels.shape[:2]
         point = self.model.config.points[quality - 1]
         bottleneck = self.model.bottleneck
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision(self.device):
             latent = self._latent(picture) if sample is None else self._drawn_latent(picture, sample)
-            planes = bottleneck.to_symbols(latent, point)
+            planes = bottleneck.to_symbols(latent, point, stages=stages)
         header = Header(
-            mode=MODES[self.model.config.mode],
+            mode=MODES[mode],
             grey=picture.grey,
             rate=point.bucket,
             width=width,
@@ -277,11 +343,24 @@ class Codec:
         data = write_container(header, sections)
         # A single pixel in a saturated colour would take a few bytes more, for a refinement that
         # hardly shows: its last stages go.
-        pixel = height == width == 1 and self.model.config.mode == "vq"
+        pixel = height == width == 1 and mode == "vq"
         while pixel and len(data) > PIXEL_BYTES and len(sections) > 1:
             planes = planes[: sections.pop().stage]
             data = write_container(header, sections)
         return data, planes
+
+    def _memory(self, grid: TileGrid) -> int:
+        """About how many bytes it takes to decode a picture of this grid: latent and pixels, and what
+        is larger of decoding symbols and of synthesising a block. Factors are measured."""
+        config = self.model.config
+        positions = grid.rows * grid.cols
+        block = min(positions, (_BLOCK + 2 * _OVERLAP) ** 2)
+        w16, w8, w4 = config.transform.synthesis_widths
+        channels = config.transform.channels
+        features = config.quantizer.groups * config.prior.embedding
+        symbols = positions * (36 * channels + 12 * features)
+        synthesis = block * 4 * (6 * (w16 + 4 * w8 + 16 * w4) + 12 * STRIDE**2)
+        return positions * (4 * channels + 6 * STRIDE**2) + max(symbols, synthesis)
 
     def _pixels(self, picture: Picture) -> Tensor:
         """The padded pixels (1, 3, H, W) of a picture, on the device."""
@@ -290,11 +369,13 @@ class Codec:
 
     def _latent(self, picture: Picture) -> Tensor:
         """Latent (C, h, w) on the CPU; of a posterior, its mean."""
-        return _finite(self.analysis(self._pixels(picture))[0].cpu())
+        with full_precision(self.device):
+            return _finite(self.analysis(self._pixels(picture))[0].cpu())
 
     def _posterior(self, picture: Picture) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (C, h, w) of mode vae in units of the scale, on the CPU."""
-        mean, log_variance = self.analysis.posterior(self._pixels(picture))
+        with full_precision(self.device):
+            mean, log_variance = self.analysis.posterior(self._pixels(picture))
         return _finite(mean[0].cpu()), _finite(log_variance[0].cpu())
 
     def _drawn_latent(self, picture: Picture, seed: int) -> Tensor:
@@ -337,13 +418,16 @@ class Codec:
         short = [max(0, _SMALLEST - side) for side in latent.shape[1:]]
         latent = F.pad(latent[None], (0, short[1], 0, short[0]), mode="replicate")[0]
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
+        precision = full_precision if self.precise else short_precision
         for top in range(0, rows, _BLOCK):
             for left in range(0, columns, _BLOCK):
                 y0, x0 = max(0, top - _OVERLAP), max(0, left - _OVERLAP)
                 y1, x1 = top + _BLOCK + _OVERLAP, left + _BLOCK + _OVERLAP
                 part = latent[None, :, y0:y1, x0:x1].to(self.device)
                 part = part.contiguous(memory_format=torch.channels_last)
-                picture = self.synthesis(part, rate)[0].clamp(0, 255).round().to(torch.uint8)
+                with precision(self.device):
+                    picture = self.synthesis(part, rate)[0]
+                picture = picture.clamp(0, 255).round().to(torch.uint8)
                 target = pixels[
                     top * STRIDE : (top + _BLOCK) * STRIDE, left * STRIDE : (left + _BLOCK) * STRIDE
                 ]
@@ -359,17 +443,19 @@ def load_codec(
     *,
     code_id: int | None = None,
     mode: str | None = None,
+    precise: bool = False,
 ) -> Codec:
     """A codec for a model on a device.
 
     model: name or path; without it, the installed model with `code_id` (from a file's header) if
     that is given, else the packaged one of `mode` ("vq", "ae", "vae", "dvae", "vqvae"), else the
-    default. device: "cpu", "cuda[:i]"; None or "auto" takes a GPU if there is one. Raises
+    default. device: "cpu", "cuda[:i]"; None or "auto" takes a GPU if there is one. precise: decode in
+    float32 also where bfloat16 is faster. Raises
     UnknownModelError, ModelFileError, ModeError for a model of another mode, ValueError for an
     absent device.
     """
     target = resolve_device(device)
-    return Codec(load_model(_find(model, code_id, mode)), target)
+    return Codec(load_model(_find(model, code_id, mode)), target, precise=precise)
 
 
 def compress(
@@ -380,13 +466,14 @@ def compress(
     mode: str | None = None,
     device: str | None = None,
     sample: int | None = None,
+    stages: int | None = None,
 ) -> bytes:
     """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W); quality 1..100.
 
-    mode: "vq" (the default), "ae", "vae", "dvae" or "vqvae"; sample: see `Codec.compress`.
+    mode: "vq" (the default), "ae", "vae", "dvae" or "vqvae"; sample, stages: see `Codec.compress`.
     """
     codec = _cached_codec(model, device, None, mode)
-    return codec.compress(image, quality=quality, sample=sample)
+    return codec.compress(image, quality=quality, sample=sample, stages=stages)
 
 
 def decompress(
@@ -394,25 +481,51 @@ def decompress(
     *,
     model: str | Path | None = None,
     device: str | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    limits: Limits = _LIMITS,
+    allow_truncated: bool = False,
+    precise: bool = False,
 ) -> Image.Image:
-    """The picture of a .vqc file. Without `model`, the installed model that the file names."""
-    header, _ = _read_limited(data, max_pixels)
-    codec = _cached_codec(model, device, header.code_id if model is None else None)
-    return codec.decompress(data, max_pixels=max_pixels)
+    """The picture of a .vqc file. Without `model`, the installed model that the file names.
+
+    limits: what is too large to decode. allow_truncated: of a file that is cut short, decode the
+    stages that are whole. precise: decode in float32 also where bfloat16 is faster, so that pixels
+    differ by rounding only from those of other machines.
+    """
+    header, _ = _read_sections(data, allow_truncated)
+    codec = _codec_of(header, model, device, limits, precise)
+    return codec.decompress(data, limits=limits, allow_truncated=allow_truncated)
 
 
-def _read_limited(data: bytes, max_pixels: int) -> tuple[Header, list[Section]]:
-    """The container of a file, refused where the picture is larger than the limit."""
-    header, sections = read_container(data)
-    grid = tile_grid(header.width, header.height)
-    # Memory follows the padded grid, which is 16 times a picture of one row or column.
-    padded = grid.rows * grid.cols * STRIDE**2
-    if header.width * header.height > max_pixels or padded > 2 * max_pixels + (1 << 16):
-        raise TooLargeError(
-            f"{header.width} x {header.height} pixels, more than the limit of {max_pixels}"
-        )
-    return header, sections
+def salvage(
+    data: bytes,
+    *,
+    model: str | Path | None = None,
+    device: str | None = None,
+    limits: Limits = _LIMITS,
+    precise: bool = False,
+) -> Salvage:
+    """The picture of what is whole of a damaged .vqc file, and what is lost; options of `decompress`.
+
+    VqcError subclasses if nothing of a picture is left.
+    """
+    codec = _codec_of(read_damaged(data).header, model, device, limits, precise)
+    return codec.salvage(data, limits=limits)
+
+
+def _codec_of(
+    header: Header, model: str | Path | None, device: str | None, limits: Limits, precise: bool
+) -> Codec:
+    """The codec for a file, unless the file is refused before a model is worth loading."""
+    limits.check(header)
+    code_id = header.code_id if model is None else None
+    return _cached_codec(model, device, code_id, precise=precise)
+
+
+def _read_sections(data: bytes, allow_truncated: bool) -> tuple[Header, list[Section]]:
+    if not allow_truncated:
+        return read_container(data)
+    found = read_cut(data)
+    return found.header, found.sections
 
 
 def _finite(latent: Tensor) -> Tensor:
@@ -434,16 +547,21 @@ def _find(model: str | Path | None, code_id: int | None, mode: str | None = None
 
 
 def _cached_codec(
-    model: str | Path | None, device: str | None, code_id: int | None, mode: str | None = None
+    model: str | Path | None,
+    device: str | None,
+    code_id: int | None,
+    mode: str | None = None,
+    *,
+    precise: bool = False,
 ) -> Codec:
     path = _find(model, code_id, mode).resolve()
-    return _load_cached(path, path.stat().st_mtime_ns, device)
+    return _load_cached(path, path.stat().st_mtime_ns, device, precise)
 
 
 @lru_cache(maxsize=2)
-def _load_cached(path: Path, modified: int, device: str | None) -> Codec:
+def _load_cached(path: Path, modified: int, device: str | None, precise: bool) -> Codec:
     """Keyed by the time of modification too: a model that was trained again is loaded again."""
-    return load_codec(path, device)
+    return load_codec(path, device, precise=precise)
 
 
 def resolve_device(name: str | None) -> torch.device:

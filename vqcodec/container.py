@@ -184,7 +184,7 @@ def decode_varint(data: BytesLike, offset: int = 0) -> tuple[int, int]:
     """
     if offset < 0:
         raise ValueError(f"offset must not be negative, got {offset}")
-    raw = _as_bytes(data)
+    raw = as_bytes(data)
     value = 0
     for count in range(_VARINT_MAX_BYTES):
         if offset >= len(raw):
@@ -219,7 +219,7 @@ def write_container(header: Header, sections: Iterable[Section]) -> bytes:
     for section in sections:
         _require("section type", section.type, 0, _TYPE_MASK)
     try:
-        _check_meaning(header.mode, sections)
+        check_meaning(header.mode, sections)
     except VqcError as error:
         raise ValueError(f"a reader would refuse this file: {error}") from error
 
@@ -235,7 +235,7 @@ def write_container(header: Header, sections: Iterable[Section]) -> bytes:
     )
     parts = [fields, _CRC.pack(zlib.crc32(fields))]
     for section in sections:
-        payload = _as_bytes(section.payload)
+        payload = as_bytes(section.payload)
         if len(payload) >= VARINT_LIMIT:
             raise ValueError(f"a payload must be below {VARINT_LIMIT} bytes, got {len(payload)}")
         head = bytes([_type_byte(section)]) + encode_varint(len(payload))
@@ -249,7 +249,7 @@ def read_header(data: BytesLike) -> Header:
     Raises NotVqcError, TruncatedError, UnsupportedVersionError, ChecksumError, CorruptError or
     UnsupportedFeatureError, checked in the order that docs/format.md gives.
     """
-    return _parse_header(_as_bytes(data))[0]
+    return parse_header(as_bytes(data))[0]
 
 
 def read_container(data: BytesLike) -> tuple[Header, list[Section]]:
@@ -260,17 +260,17 @@ def read_container(data: BytesLike) -> tuple[Header, list[Section]]:
     symbols, and escapes behind them. Raises as `read_header` does, for the sections too; never
     anything else, whatever the bytes.
     """
-    raw = _as_bytes(data)
-    header, count = _parse_header(raw)
+    raw = as_bytes(data)
+    header, count = parse_header(raw)
     sections = _parse_sections(raw, count)
-    _check_meaning(header.mode, sections)
+    check_meaning(header.mode, sections)
     return header, sections
 
 
 def stage_section(stage: int, payload: BytesLike) -> Section:
     """The section that holds stage `stage`, 0..15 (else ValueError)."""
     _require("stage", stage, 0, MAX_STAGES - 1)
-    return Section(type=STAGE_TYPE_BASE + stage, critical=True, payload=_as_bytes(payload))
+    return Section(type=STAGE_TYPE_BASE + stage, critical=True, payload=as_bytes(payload))
 
 
 def stage_payloads(sections: Iterable[Section]) -> dict[int, bytes]:
@@ -289,7 +289,7 @@ def pack_tiles(streams: Sequence[BytesLike]) -> bytes:
     """
     if not streams:
         raise ValueError("a stage has at least one tile")
-    parts = [_as_bytes(stream) for stream in streams]
+    parts = [as_bytes(stream) for stream in streams]
     return b"".join([encode_varint(len(part)) for part in parts[:-1]] + parts)
 
 
@@ -302,7 +302,7 @@ def unpack_tiles(payload: BytesLike, count: int) -> list[bytes]:
     """
     if count < 1:
         raise ValueError(f"a stage has at least one tile, got {count}")
-    raw = _as_bytes(payload)
+    raw = as_bytes(payload)
     # Each length takes at least a byte, so this is known, and can be said, before any is read.
     if count - 1 > len(raw):
         raise TruncatedError(f"a stage of {len(raw)} bytes cannot hold {count} tiles")
@@ -321,7 +321,7 @@ def unpack_tiles(payload: BytesLike, count: int) -> list[bytes]:
     return streams
 
 
-def _parse_header(raw: bytes) -> tuple[Header, int]:
+def parse_header(raw: bytes) -> tuple[Header, int]:
     """The header and the number of sections that it announces."""
     start = raw[: len(MAGIC)]
     if start != MAGIC:
@@ -366,35 +366,42 @@ def _parse_sections(raw: bytes, count: int) -> list[Section]:
     sections = []
     position = HEADER_SIZE
     for number in range(1, count + 1):
-        start = position
-        if start >= len(raw):
-            raise TruncatedError(f"the file ends before section {number} of {count}")
-        length, payload_start = decode_varint(raw, start + 1)
-        payload_end = payload_start + length
-        position = payload_end + _CRC.size
-        if position > len(raw):
-            raise TruncatedError(f"the file ends in section {number} of {count}")
-        payload = raw[payload_start:payload_end]
-        crc = zlib.crc32(payload, zlib.crc32(raw[start:payload_start]))
-        if _CRC.unpack_from(raw, payload_end)[0] != crc:
-            raise ChecksumError(f"section {number} of {count} is damaged (its checksum does not match)")
-        sections.append(
-            Section(
-                type=raw[start] & _TYPE_MASK,
-                critical=bool(raw[start] & _CRITICAL_BIT),
-                payload=payload,
-            )
-        )
+        section, position = parse_section(raw, position, number=number, count=count)
+        sections.append(section)
     if position != len(raw):
         raise CorruptError(f"{len(raw) - position} bytes follow the last section")
     return sections
+
+
+def parse_section(raw: bytes, start: int, *, number: int, count: int) -> tuple[Section, int]:
+    """The section at `start`, and where it ends; checks its length and checksum, not its meaning.
+
+    It is section `number` of `count`, for the words of an error: TruncatedError, ChecksumError, or
+    CorruptError for a malformed length.
+    """
+    if start >= len(raw):
+        raise TruncatedError(f"the file ends before section {number} of {count}")
+    try:
+        length, payload_start = decode_varint(raw, start + 1)
+    except VqcError as error:
+        raise type(error)(f"section {number} of {count}: {error}") from error
+    payload_end = payload_start + length
+    end = payload_end + _CRC.size
+    if end > len(raw):
+        raise TruncatedError(f"the file ends in section {number} of {count}")
+    payload = raw[payload_start:payload_end]
+    crc = zlib.crc32(payload, zlib.crc32(raw[start:payload_start]))
+    if _CRC.unpack_from(raw, payload_end)[0] != crc:
+        raise ChecksumError(f"section {number} of {count} is damaged (its checksum does not match)")
+    kind = raw[start]
+    return Section(kind & _TYPE_MASK, bool(kind & _CRITICAL_BIT), payload), end
 
 
 def _highest_rate(mode: int) -> int:
     return UNIFORM_BUCKETS if mode in UNIFORM_MODES else 0xFF
 
 
-def _check_meaning(mode: int, sections: Iterable[Section]) -> None:
+def check_meaning(mode: int, sections: Iterable[Section]) -> None:
     """Refuse unknown critical sections and stages that are optional, repeated or out of order.
 
     In the uniform modes also a stage beyond the escapes, and escapes without symbols before them.
@@ -424,7 +431,7 @@ def _type_byte(section: Section) -> int:
     return section.type | (_CRITICAL_BIT if section.critical else 0)
 
 
-def _as_bytes(data: BytesLike) -> bytes:
+def as_bytes(data: BytesLike) -> bytes:
     """`data` as bytes; only what is not bytes already is copied."""
     if isinstance(data, bytes):
         return data

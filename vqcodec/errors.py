@@ -51,6 +51,10 @@ class TooLargeError(VqcError):
     """The picture has more pixels than the caller allows."""
 
 
+class RateError(VqcError):
+    """A rate that was asked for cannot be reached; the message names those that can."""
+
+
 class UnknownModelError(VqcError):
     """No model with the name or the code_id asked for could be found."""
 

@@ -115,7 +115,9 @@ class UniformBottleneck:
     def buckets(self) -> int:
         return self.quantizer.config.buckets
 
-    def to_symbols(self, latent: Tensor, point: RatePoint) -> list[SymbolPlane]:
+    def to_symbols(
+        self, latent: Tensor, point: RatePoint, *, stages: int | None = None
+    ) -> list[SymbolPlane]:
         """One plane; of the nearest value, the next towards zero and zero, each takes the one with
         the least squared error plus price of its bits."""
         steps = self.quantizer.steps(point.bucket)

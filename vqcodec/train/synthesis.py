@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqcodec.precision import has_fast_bfloat16
 from vqcodec.quantizer import RatePoint, ResidualQuantizer, point_at, stage_price, to_latent
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.photos import random_crops
@@ -132,11 +133,8 @@ def _channels_last(network: Synthesis) -> Synthesis:
 
 
 def short_floats(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where convolutions are fast in it: a GPU, or a CPU that oneDNN uses it on."""
-    fast = device.type == "cuda" or (
-        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+    """Autocast to bfloat16 where convolutions are fast in it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device))
 
 
 @torch.no_grad()
