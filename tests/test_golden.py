@@ -388,15 +388,15 @@ def test_the_documented_file_decodes(codecs: dict[str, Codec]) -> None:
     # Each row of the table follows from the one before.
     rows = re.findall(r"^\| (\d) \| (\d) \| (`.*) \|$", text.split("```hex decodes\n")[1], flags=re.M)
     assert len(rows) == 5
-    low, width, point = 0, 2**64 - 1, 0x72A2EE6A << 32
+    low, span, point = 0, 2**64 - 1, 0x72A2EE6A << 32
     for (group, table, rest), symbol in zip(rows, index.ravel(), strict=True):
         frequencies = codec.model.prior.frequencies[0][int(group), int(table)]
-        below, unit = int(frequencies[:symbol].sum()), width >> 24
+        below, unit = int(frequencies[:symbol].sum()), span >> 24
         quantile = (point - low) // unit
         assert below <= quantile < below + frequencies[symbol]
-        low, width = low + unit * below, unit * int(frequencies[symbol])
+        low, span = low + unit * below, unit * int(frequencies[symbol])
         found = [f"`{unit:010X}`", quantile, symbol, below, frequencies[symbol], f"`{low:016X}`"]
-        assert rest == " | ".join(map(str, [*found, f"`{width:016X}`"]))
+        assert rest == " | ".join(map(str, [*found, f"`{span:016X}`"]))
     assert f"point − low is {point - low}," in text
 
 
