@@ -4,7 +4,7 @@
 
 Purpose: every picture is coded at some qualities and truncated at each stage boundary; beside each of
 the smaller files stands what the encoder makes directly of the picture in as many bytes. Exit status:
-0, 1 if a check fails, 2 for a wrong command line, 3 if the model is missing.
+0, 1 if a check fails, 2 for a wrong command line or mode, 3 if the model is missing.
 
 Layout: measuring; tables; main.
 
@@ -137,7 +137,7 @@ def show(table: Sequence[dict[str, Any]]) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the command line."""
     from vqcodec.codec import load_codec
-    from vqcodec.errors import ModelFileError, UnknownModelError
+    from vqcodec.errors import VqcError
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of pictures")
@@ -150,12 +150,14 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"there are no pictures in {args.images}")
     try:
         codec = load_codec(args.model, args.device, precise=True)
-    except (UnknownModelError, ModelFileError) as error:
+        rows: list[dict[str, Any]] = []
+        for path in pictures:
+            rows += measure(codec, load_picture(path), path.name)
+    except VqcError as error:
         print(error, file=sys.stderr)
-        return 3
-    rows: list[dict[str, Any]] = []
-    for path in pictures:
-        rows += measure(codec, load_picture(path), path.name)
+        return error.exit_code
+    except ValueError as error:  # a device that is not there
+        parser.error(str(error))
     table = summarise(rows)
     show(table)
     losses = [row["loss"] for row in rows if row["loss"] is not None]

@@ -51,11 +51,14 @@ def test_limits_of_ones_own() -> None:
     with pytest.raises(TooLargeError, match="limit of 3 a side"):
         Limits(max_side=3).check(header(4, 3))
     # A row of pixels takes the memory of sixteen.
-    with pytest.raises(TooLargeError):
+    with pytest.raises(TooLargeError, match="pixels take the memory of 640000, more"):
         Limits(max_pixels=40_000).check(header(40_000, 1))
-    for bad in ({"max_pixels": 0}, {"max_side": -1}, {"max_memory": 0}):
-        with pytest.raises(ValueError, match="must be at least 1"):
-            Limits(**bad)
+    Limits(max_pixels=287_232).check(header(40_000, 1))
+    with pytest.raises(TooLargeError):
+        Limits(max_pixels=287_231).check(header(40_000, 1))
+    for bad in ({"max_pixels": 0}, {"max_side": -1}, {"max_memory": 0}, {"max_pixels": None}):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+            Limits(**bad)  # type: ignore[arg-type]
 
 
 def test_memory_is_compared_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +72,20 @@ def test_memory_is_compared_with_what_there_is(monkeypatch: pytest.MonkeyPatch) 
         Limits().check_memory(2_000_001)
     monkeypatch.setattr(limits, "available_memory", lambda: None)
     Limits().check_memory(1 << 60)
+
+
+def test_a_container_may_have_less_than_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_MEMORY_GROUP", str(tmp_path))
+    machine = limits.available_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    assert (limits.available_memory() is None) is (machine is None)
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert limits.available_memory() == 700
+    (tmp_path / "memory.current").write_text("2000\n")
+    assert limits.available_memory() == 0
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,16 @@ def test_as_many_stages_as_a_rate_allows() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"stages": 1, "bpp": 1.0}, {"stages": 0}, {"stages": 17}, {"bpp": 0.0}, {"bpp": float("nan")}],
+    [
+        {},
+        {"stages": 1, "bpp": 1.0},
+        {"stages": 0},
+        {"stages": 17},
+        {"stages": 1.5},
+        {"stages": True},
+        {"bpp": 0.0},
+        {"bpp": float("nan")},
+    ],
 )
 def test_wrong_arguments(options: dict[str, float]) -> None:
     with pytest.raises(ValueError):
@@ -81,8 +90,12 @@ def test_modes_without_stages_to_stop_after(mode_models: Path) -> None:
     codec = load_codec(mode_models / "vae.safetensors", "cpu")
     with pytest.raises(ModeError, match="no stages to stop after"):
         codec.compress(synthetic_picture(3, 20, 20), stages=1)
-    with pytest.raises(ValueError, match="at least one stage"):
-        load_codec(mode_models / "vq.safetensors", "cpu").compress(synthetic_picture(3, 20, 20), stages=0)
+    for stages in (0, 17, 1.5):
+        with pytest.raises(ValueError, match="stages must be 1..16"):
+            load_codec(mode_models / "vq.safetensors", "cpu").compress(
+                synthetic_picture(3, 20, 20),
+                stages=stages,  # type: ignore[arg-type]
+            )
 
 
 def test_no_torch_is_needed() -> None:

@@ -50,15 +50,16 @@ from vqcodec.cli_modes import compare, generate, interpolate
 from vqcodec.container import (
     MAX_STAGES,
     MODE_NAMES,
+    UNIFORM_MODES,
+    Header,
     read_container,
     stage_payloads,
     tile_grid,
     unpack_tiles,
 )
-from vqcodec.errors import CorruptError
 from vqcodec.inspection import FileInfo, info
 from vqcodec.limits import Limits
-from vqcodec.recovery import Recovered, read_cut, read_damaged
+from vqcodec.recovery import read_cut, read_damaged
 from vqcodec.truncation import truncate
 
 INFO_SCHEMA = 1
@@ -68,6 +69,7 @@ _SUFFIX = ".vqc"
 _VERSIONED = ("torch", "triton", "numpy", "constriction", "safetensors", "pillow")
 
 _MODES = tuple(MODE_NAMES.values())
+_UNIFORM = tuple(MODE_NAMES[mode] for mode in UNIFORM_MODES)
 _MAX_COUNT = 1000
 
 _FORMATS = f"the suffix selects a lossless format: {', '.join(PICTURE_FORMATS)}"
@@ -78,7 +80,8 @@ input or output; after '--' nothing is taken for an option.
 
 exit codes:
   0    everything was done
-  1    some file failed (the others were done)
+  1    some file failed (the others were done), or was damaged and --salvage made
+       what it could of it
   2    wrong usage
   3    a model is missing or unusable
   130  interrupted
@@ -204,10 +207,12 @@ def _build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="of a damaged file, decode what is whole and say what is lost (exit code 1)",
     )
-    for name, what in (("pixels", "pixels"), ("side", "pixels a side"), ("memory", "bytes to decode")):
-        sub.add_argument(
-            f"--max-{name}", type=_at_least_one, metavar="N", help=f"refuse pictures of more {what}"
-        )
+    for name, what in (
+        ("pixels", "of more than N pixels (default 100 million)"),
+        ("side", "of more than N pixels a side (default 65536)"),
+        ("memory", "that take more than N bytes to decode (default: what is available)"),
+    ):
+        sub.add_argument(f"--max-{name}", type=_at_least_one, metavar="N", help=f"refuse pictures {what}")
     _add_precise(sub)
     _add_coding(sub)
 
@@ -470,6 +475,8 @@ def _compress(args: argparse.Namespace) -> int:
     mode = args.mode or (None if args.model else "vq")
     if args.sample is not None and mode not in (None, "vae"):
         args.parser.error("--sample needs --mode vae: only its posterior is drawn from")
+    if args.stages is not None and mode in _UNIFORM:
+        args.parser.error(f"--stages: files of mode {mode} have no stages to stop after")
     outputs = Outputs(args, args.files)
     codec = LazyCodec(args, mode=args.mode if args.sample is None else "vae")
 
@@ -499,50 +506,44 @@ def _decompress(args: argparse.Namespace) -> int:
     chosen = {name: getattr(args, name) for name in ("max_pixels", "max_side", "max_memory")}
     limits = Limits(**{name: value for name, value in chosen.items() if value is not None})
 
+    partial = args.allow_truncated or args.salvage
+    incomplete = False
+
     def decompress_one(source: str) -> None:
+        nonlocal incomplete
         data = read(source)
         # What is wrong with a file is told before seconds go into loading a model.
-        found = _read_as_asked(args, data)
-        limits.check(found.header)
+        header = _read_as_asked(args, data)
+        limits.check(header)
         name = Path(source).name
         stem = Path(name).stem if name.lower().endswith(_SUFFIX) else name
         target = outputs.target([source], [stem + PICTURE_SUFFIX, name + PICTURE_SUFFIX])
-        coder = codec.get(found.header.code_id)
+        coder = codec.get(header.code_id)
         started = time.perf_counter()
-        losses = found.losses
-        if args.salvage:
-            saved = coder.salvage(data, limits=limits)
+        losses: tuple[str, ...] = ()
+        if partial:
+            saved = coder.salvage(data, cut_only=args.allow_truncated, limits=limits)
             image, losses = saved.image, saved.losses
         else:
-            image = coder.decompress(data, limits=limits, allow_truncated=args.allow_truncated)
+            image = coder.decompress(data, limits=limits)
         outputs.write(source, target, encode_picture(image, target))
         if not args.quiet:
             seconds = time.perf_counter() - started
             say(f"{source} -> {target or STREAM}  {image.width} x {image.height}  {seconds:.2f} s")
-        _say_losses(args, source, losses)
-
-    return each_file(args.files, decompress_one)
-
-
-def _read_as_asked(args: argparse.Namespace, data: bytes) -> Recovered:
-    """What there is of a file: all of it, unless the options are content with less."""
-    if args.salvage:
-        return read_damaged(data)
-    if args.allow_truncated:
-        return read_cut(data)
-    header, sections = read_container(data)
-    return Recovered(header, sections, ())
-
-
-def _say_losses(args: argparse.Namespace, source: str, losses: Sequence[str]) -> None:
-    """Say what a picture lacks; of a damaged file it counts as a failure, even if asked for."""
-    if not losses:
-        return
-    if args.salvage:
-        raise CorruptError(f"written, but incomplete: {'; '.join(losses)}")
-    if not args.quiet:
         for loss in losses:
-            say(f"note: {source}: {loss}; decoded up to there")
+            complain(f"{source}: {loss}")
+        incomplete |= args.salvage and bool(losses)
+
+    return each_file(args.files, decompress_one) or int(incomplete)
+
+
+def _read_as_asked(args: argparse.Namespace, data: bytes) -> Header:
+    """The header of a file that is whole, or as whole as the options demand."""
+    if args.salvage:
+        return read_damaged(data).header
+    if args.allow_truncated:
+        return read_cut(data).header
+    return read_container(data)[0]
 
 
 def _truncate(args: argparse.Namespace) -> int:

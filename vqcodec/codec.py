@@ -44,6 +44,7 @@ from vqcodec.errors import (
     ImageError,
     ModeError,
     ModelFileError,
+    TruncatedError,
     UnknownModelError,
 )
 from vqcodec.image import Picture, as_picture, to_image
@@ -60,6 +61,7 @@ from vqcodec.precision import full_precision, has_fast_bfloat16, short_precision
 from vqcodec.quantizer import ResidualQuantizer
 from vqcodec.recovery import read_cut, read_damaged
 from vqcodec.transform import STRIDE, pad_pixels
+from vqcodec.truncation import check_stages
 from vqcodec_kernels import gaussian_sample
 
 _LIMITS = Limits()
@@ -120,7 +122,7 @@ class Codec:
         """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W).
 
         sample: a seed; the latent is then drawn from the posterior instead of being its mean (mode
-        vae; ModeError in others). stages: stop after as many stages, at least 1, which gives the file
+        vae; ModeError in others). stages: stop after as many stages, 1..16, which gives the file
         that `vqcodec.truncate` makes of the whole one (ModeError in modes ae and vae).
         """
         return self._encode(as_picture(image), quality, sample, stages)[0]
@@ -203,7 +205,8 @@ class Codec:
         bottleneck, point = self.model.bottleneck, self.model.config.points[-1]
         line = []
         for place in np.linspace(0, 1, count).tolist():
-            planes = bottleneck.to_symbols(torch.lerp(start, end, place), point)
+            with full_precision(self.device):
+                planes = bottleneck.to_symbols(torch.lerp(start, end, place), point)
             while len(planes) > 1 and not planes[-1].index.any():
                 planes.pop()
             indices = [plane.index for plane in planes]
@@ -242,43 +245,43 @@ class Codec:
             kl=self._categorical_divergence(vectors),
         )
 
-    def decompress(
-        self, data: bytes, *, limits: Limits = _LIMITS, allow_truncated: bool = False
-    ) -> Image.Image:
+    def decompress(self, data: bytes, *, limits: Limits = _LIMITS) -> Image.Image:
         """The picture of a .vqc file; mode L if it was grey, else RGB.
 
-        allow_truncated: of a file that is cut short, decode the stages that are whole.
+        VqcError subclasses for files that are not whole, too large or of another model.
         """
-        header, sections = _read_sections(data, allow_truncated)
-        return self._decode(header, sections, limits)
+        return self._decode(*read_container(data), limits)
 
-    def salvage(self, data: bytes, *, limits: Limits = _LIMITS) -> Salvage:
-        """The picture of what is whole of a damaged file, and what is lost."""
-        found = read_damaged(data)
-        header, sections, losses = found.header, found.sections, list(found.losses)
+    def salvage(self, data: bytes, *, cut_only: bool = False, limits: Limits = _LIMITS) -> Salvage:
+        """The picture of what is whole of a file that is not, and what is lost.
+
+        cut_only: content with files that end early, not with damaged ones. If a stage does not decode
+        although its checksum is right, whoever wrote it was at fault; the stages before it are decoded.
+        VqcError subclasses as for `decompress` if no picture is left.
+        """
+        found = read_cut(data) if cut_only else read_damaged(data)
+        sections, failed = list(found.sections), ""
         while True:
             try:
-                image = self._decode(header, sections, limits)
-            except CorruptError as error:
-                # The checksum is right and the stream is not: whoever wrote that was at fault.
+                image = self._decode(found.header, sections, limits)
+            except (CorruptError, TruncatedError) as error:
                 stages = [section for section in sections if section.stage is not None]
-                if header.mode in UNIFORM_MODES or len(stages) < 2:
-                    raise
-                losses.append(f"stage {stages[-1].stage} or one before it does not decode: {error}")
+                if cut_only or found.header.mode in UNIFORM_MODES or len(stages) < 2:
+                    if not found.losses:
+                        raise
+                    raise CorruptError(f"nothing can be saved: {found.losses[0]}; {error}") from error
+                failed = f"stage {stages[-1].stage} does not decode: {error}"
                 sections.remove(stages[-1])
             else:
-                return Salvage(image, tuple(losses))
+                return Salvage(image, (*found.losses, failed) if failed else found.losses)
 
-    def read_indices(
-        self, data: bytes, *, limits: Limits = _LIMITS, allow_truncated: bool = False
-    ) -> list[NDArray[np.integer]]:
+    def read_indices(self, data: bytes, *, limits: Limits = _LIMITS) -> list[NDArray[np.integer]]:
         """The symbols of a .vqc file, (G, H, W) for each stage up to the last that the file has, at
         least the first: codebook indices uint8, in the uniform modes values int32.
 
-        They are the same on every machine.
+        They are the same on every machine. Errors as for `decompress`.
         """
-        header, sections = _read_sections(data, allow_truncated)
-        return list(self._read_symbols(header, sections, limits))
+        return list(self._read_symbols(*read_container(data), limits))
 
     def _decode(self, header: Header, sections: Sequence[Section], limits: Limits) -> Image.Image:
         indices = self._read_symbols(header, sections, limits)
@@ -319,8 +322,8 @@ class Codec:
             raise ValueError(f"quality must be an integer, got {quality!r}")
         if not 1 <= quality <= QUALITIES:
             raise ValueError(f"quality must be 1..{QUALITIES}, got {quality}")
-        if stages is not None and stages < 1:
-            raise ValueError(f"there is at least one stage, got {stages}")
+        if stages is not None:
+            check_stages(stages)
         mode = self.model.config.mode
         if stages is not None and MODES[mode] in UNIFORM_MODES:
             raise ModeError(f"mode {mode} has no stages to stop after")
@@ -393,7 +396,8 @@ class Codec:
         assert posterior is not None
         units = vectors / self.analysis.scale.cpu()
         # In parts: logits are K times as large as the latent.
-        parts = [posterior.divergence(posterior.logits(part)) for part in units.split(1024)]
+        with full_precision(self.device):
+            parts = [posterior.divergence(posterior.logits(part)) for part in units.split(1024)]
         return _finite(torch.cat(parts, 1))
 
     @torch.inference_mode()
@@ -482,34 +486,34 @@ def decompress(
     model: str | Path | None = None,
     device: str | None = None,
     limits: Limits = _LIMITS,
-    allow_truncated: bool = False,
     precise: bool = False,
 ) -> Image.Image:
     """The picture of a .vqc file. Without `model`, the installed model that the file names.
 
-    limits: what is too large to decode. allow_truncated: of a file that is cut short, decode the
-    stages that are whole. precise: decode in float32 also where bfloat16 is faster, so that pixels
-    differ by rounding only from those of other machines.
+    limits: what is too large to decode. precise: decode in float32 also where bfloat16 is faster, so
+    that pixels differ by rounding only from those of other machines. Errors as for `Codec.decompress`.
     """
-    header, _ = _read_sections(data, allow_truncated)
-    codec = _codec_of(header, model, device, limits, precise)
-    return codec.decompress(data, limits=limits, allow_truncated=allow_truncated)
+    header, _ = read_container(data)
+    return _codec_of(header, model, device, limits, precise).decompress(data, limits=limits)
 
 
 def salvage(
     data: bytes,
     *,
+    cut_only: bool = False,
     model: str | Path | None = None,
     device: str | None = None,
     limits: Limits = _LIMITS,
     precise: bool = False,
 ) -> Salvage:
-    """The picture of what is whole of a damaged .vqc file, and what is lost; options of `decompress`.
+    """The picture of what is whole of a .vqc file that is not, and what is lost.
 
-    VqcError subclasses if nothing of a picture is left.
+    cut_only: content with files that end early, not with damaged ones. Other options and errors as for
+    `decompress`.
     """
-    codec = _codec_of(read_damaged(data).header, model, device, limits, precise)
-    return codec.salvage(data, limits=limits)
+    found = read_cut(data) if cut_only else read_damaged(data)
+    codec = _codec_of(found.header, model, device, limits, precise)
+    return codec.salvage(data, cut_only=cut_only, limits=limits)
 
 
 def _codec_of(
@@ -519,13 +523,6 @@ def _codec_of(
     limits.check(header)
     code_id = header.code_id if model is None else None
     return _cached_codec(model, device, code_id, precise=precise)
-
-
-def _read_sections(data: bytes, allow_truncated: bool) -> tuple[Header, list[Section]]:
-    if not allow_truncated:
-        return read_container(data)
-    found = read_cut(data)
-    return found.header, found.sections
 
 
 def _finite(latent: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class CorruptError(VqcError):
 
 
 class TooLargeError(VqcError):
-    """The picture has more pixels than the caller allows."""
+    """The picture has more pixels than the caller allows, or takes more memory than there is."""
 
 
 class RateError(VqcError):

@@ -13,13 +13,15 @@ from vqcodec.errors import TooLargeError
 
 DEFAULT_MAX_PIXELS = 100_000_000
 DEFAULT_MAX_SIDE = 1 << 16
+_SMALL = 1 << 16
+_MEMORY_GROUP = "/sys/fs/cgroup"
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a decoder accepts.
 
-    max_pixels: of a picture; also, twice that, of the whole blocks of 16x16 pixels that it touches.
+    max_pixels: of a picture; about twice as many may be in the blocks of 16x16 pixels that it touches.
     max_side: width and height, in pixels. max_memory: bytes that one decode may take, by estimate;
     None for what the machine has available. All at least 1 (else ValueError).
     """
@@ -31,8 +33,10 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_pixels", "max_side", "max_memory"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is None and name == "max_memory":
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
     def check(self, header: Header) -> None:
         """TooLargeError for a picture over the limits on pixels and sides."""
@@ -41,11 +45,17 @@ class Limits:
             raise TooLargeError(
                 f"{width} x {height} pixels, more than the limit of {self.max_side} a side"
             )
-        grid = tile_grid(width, height)
-        # Memory follows the padded grid, which is 16 times a picture of one row or column.
-        padded = grid.rows * grid.cols * STRIDE**2
-        if width * height > self.max_pixels or padded > 2 * self.max_pixels + (1 << 16):
+        if width * height > self.max_pixels:
             raise TooLargeError(f"{width} x {height} pixels, more than the limit of {self.max_pixels}")
+        # Memory follows the padded grid, which is 16 times a picture of one row or column. A small
+        # picture may be padded as it likes.
+        grid = tile_grid(width, height)
+        padded = grid.rows * grid.cols * STRIDE**2
+        if padded > 2 * self.max_pixels + _SMALL:
+            raise TooLargeError(
+                f"{width} x {height} pixels take the memory of {padded}, more than twice the limit of "
+                f"{self.max_pixels}"
+            )
 
     def check_memory(self, needed: int) -> None:
         """TooLargeError if `needed` bytes are more than a decode may take."""
@@ -58,7 +68,15 @@ class Limits:
 
 
 def available_memory() -> int | None:
-    """Bytes that a process can take without swapping, None where the system does not tell."""
+    """Bytes of main memory that a process can take without swapping, as far as the system tells.
+
+    The least of what the machine has and what a container (cgroup v2) may take; None if neither is known.
+    """
+    known = [size for size in (_machine_memory(), _container_memory()) if size is not None]
+    return min(known, default=None)
+
+
+def _machine_memory() -> int | None:
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
@@ -67,6 +85,17 @@ def available_memory() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
+
+
+def _container_memory() -> int | None:
+    numbers = []
+    try:
+        for name in ("memory.max", "memory.current"):
+            with open(f"{_MEMORY_GROUP}/{name}", encoding="ascii") as file:
+                numbers.append(int(file.read()))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return None
+    return max(0, numbers[0] - numbers[1])
 
 
 def _megabytes(size: int) -> str:

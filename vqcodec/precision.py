@@ -7,7 +7,9 @@ where bfloat16 is fast, decoding uses it unless told not to.
 Layout: whether a device is fast in bfloat16; the two arithmetics as contexts.
 
 Invariants: what was set before is set again afterwards. Settings that exist once a process are changed
-by the first of several threads and restored by the last.
+by the first of several threads and restored by the last, and only where they are loose; meanwhile other
+threads see them too. A process that froze its settings in a loose state cannot encode: torch's
+RuntimeError says so.
 """
 
 import threading
@@ -19,7 +21,7 @@ import torch
 
 _lock = threading.Lock()
 _inside = 0
-_saved: list[tuple[object, str, object]] = []
+_saved: list[tuple[Any, str, object]] = []
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -32,14 +34,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """float32 as IEEE 754 says, by algorithms that give the same bits every time."""
-    _enter()
-    try:
-        # Symbols are chosen on the CPU, whatever the device of the networks.
-        with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
+    """float32 as IEEE 754 says, by algorithms that give the same bits every time.
+
+    Symbols are chosen on the CPU, whatever the device of the networks, so both follow.
+    """
+    with _strict_settings(), torch.autocast("cpu", enabled=False):
+        with torch.autocast(device.type, enabled=False):
             yield
-    finally:
-        _leave()
 
 
 @contextmanager
@@ -49,33 +50,42 @@ def short_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _wanted() -> list[tuple[object, str, object]]:
+@contextmanager
+def _strict_settings() -> Iterator[None]:
+    global _inside
+    try:
+        with _lock:
+            _inside += 1
+            if _inside == 1:
+                _change_settings()
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _restore_settings()
+
+
+def _change_settings() -> None:
     backends: Any = torch.backends
-    return [
-        (backends.mkldnn.conv, "fp32_precision", "ieee"),
-        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
-        (backends.cudnn.conv, "fp32_precision", "ieee"),
-        (backends.cuda.matmul, "fp32_precision", "ieee"),
-        (backends.cudnn, "benchmark", False),
-        (backends.cudnn, "deterministic", True),
-    ]
+    floats = [backends.mkldnn.conv, backends.mkldnn.matmul]
+    if torch.cuda.is_available():
+        floats += [backends.cudnn.conv, backends.cuda.matmul]
+        for name, value in (("benchmark", False), ("deterministic", True)):
+            _set(backends.cudnn, name, value)
+    for owner in floats:
+        # What is not set at all is strict, and stays a matter of the settings above it.
+        if owner.fp32_precision not in ("ieee", "none"):
+            _set(owner, "fp32_precision", "ieee")
 
 
-def _enter() -> None:
-    global _inside
-    with _lock:
-        if _inside == 0:
-            for owner, name, value in _wanted():
-                _saved.append((owner, name, getattr(owner, name)))
-                setattr(owner, name, value)
-        _inside += 1
+def _set(owner: Any, name: str, value: object) -> None:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    _saved.append((owner, name, before))
 
 
-def _leave() -> None:
-    global _inside
-    with _lock:
-        _inside -= 1
-        if _inside == 0:
-            while _saved:
-                owner, name, value = _saved.pop()
-                setattr(owner, name, value)
+def _restore_settings() -> None:
+    while _saved:
+        owner, name, value = _saved.pop()
+        setattr(owner, name, value)

@@ -130,7 +130,9 @@ class ResidualQuantizer:
     def assign_nearest(self, stage: int, residual: Tensor) -> Tensor:
         """Indices of one stage by distance alone: residual float32 (N, C) -> uint8 (G, N)."""
         config = self.config
-        bias = torch.zeros(config.groups, 1, config.codewords, device=residual.device)
+        bias = torch.zeros(
+            config.groups, 1, config.codewords, dtype=torch.float32, device=residual.device
+        )
         table = torch.zeros(config.groups, len(residual), dtype=torch.int32, device=residual.device)
         return self.assign(stage, residual, bias, table)
 

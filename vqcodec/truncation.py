@@ -34,8 +34,8 @@ def truncate(data: BytesLike, *, stages: int | None = None, bpp: float | None = 
     """
     if (stages is None) == (bpp is None):
         raise ValueError("give either stages or bpp")
-    if stages is not None and not 1 <= stages <= MAX_STAGES:
-        raise ValueError(f"stages must be 1..{MAX_STAGES}, got {stages}")
+    if stages is not None:
+        check_stages(stages)
     if bpp is not None and not 0 < bpp < math.inf:
         raise ValueError(f"bpp must be positive, got {bpp}")
     header, sections = read_container(data)
@@ -51,6 +51,12 @@ def truncate(data: BytesLike, *, stages: int | None = None, bpp: float | None = 
             return smaller
     least, most = (8 * len(file) / pixels for file in (smaller, bytes(data)))
     raise RateError(f"{bpp:g} bpp cannot be reached: this file has from {least:.3f} to {most:.3f} bpp")
+
+
+def check_stages(stages: int) -> None:
+    """ValueError unless `stages` is a number of stages, 1..16."""
+    if isinstance(stages, bool) or not isinstance(stages, int) or not 1 <= stages <= MAX_STAGES:
+        raise ValueError(f"stages must be 1..{MAX_STAGES}, got {stages!r}")
 
 
 def _keep(header: Header, sections: list[Section], stages: int) -> bytes:
