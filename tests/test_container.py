@@ -1,4 +1,4 @@
-"""Tests of vqcodec.container, vqcodec.files and the worked examples of docs/format.md.
+"""Tests of vqcodec.container and the worked examples of docs/format.md.
 
 Files that the writer would refuse to make are put together by `raw_file` below, which shares no
 code with the container module, so that writer and reader cannot be wrong in the same way.
@@ -7,15 +7,12 @@ code with the container module, so that writer and reader cannot be wrong in the
 from __future__ import annotations
 
 import array
-import os
 import random
 import re
-import stat
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqcodec import container, errors, escapes, files
+from vqcodec import container, errors, escapes
 from vqcodec.container import Header, Section
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -687,181 +684,6 @@ def test_documented_numbers() -> None:
     assert {int(m) for m, _, kind in modes if kind == "uniform"} == container.UNIFORM_MODES
     named = set(re.findall(r"`(\w+Error)`", text))
     assert named and all(issubclass(getattr(errors, name), errors.VqcError) for name in named)
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder; afterwards it must not hold a temporary file."""
-    yield tmp_path
-    assert not [p.name for p in tmp_path.rglob("*") if p.name.endswith(".tmp")]
-
-
-def no_space(*_args: object) -> None:
-    raise OSError(28, "No space left on device")
-
-
-def no_links(*_args: object) -> None:
-    raise PermissionError(1, "Operation not permitted")
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("data", [b"", b"abc", bytearray(b"abc"), memoryview(b"abc")])
-def test_write_new(folder: Path, data: bytes, overwrite: bool) -> None:
-    path = folder / "a.vqc"
-    files.write_atomically(path, data, overwrite=overwrite)
-    assert path.read_bytes() == bytes(data)
-    assert os.listdir(folder) == ["a.vqc"]
-
-
-def test_write_by_relative_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    files.write_atomically("a.vqc", b"1", overwrite=False)
-    files.write_atomically("a.vqc", b"2", overwrite=True)
-    assert (folder / "a.vqc").read_bytes() == b"2"
-
-
-def test_an_existing_file_is_replaced_only_when_told(folder: Path) -> None:
-    path = folder / "a.vqc"
-    path.write_bytes(b"old")
-    with pytest.raises(errors.OutputExistsError, match=r"a\.vqc exists already"):
-        files.write_atomically(path, b"new", overwrite=False)
-    assert path.read_bytes() == b"old"
-    files.write_atomically(path, b"new", overwrite=True)
-    assert path.read_bytes() == b"new"
-
-
-def test_an_existing_file_is_noticed_before_writing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (folder / "a.vqc").write_bytes(b"old")
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(errors.OutputExistsError):
-        files.write_atomically(folder / "a.vqc", b"new", overwrite=False)
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_a_file_that_appears_meanwhile_is_kept(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    path = folder / "a.vqc"
-    real_fsync = os.fsync
-
-    def fsync_and_rival(fd: int) -> None:
-        real_fsync(fd)
-        path.write_bytes(b"rival")
-
-    monkeypatch.setattr(os, "fsync", fsync_and_rival)
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(errors.OutputExistsError):
-        files.write_atomically(path, b"new", overwrite=False)
-    assert path.read_bytes() == b"rival"
-
-
-def test_without_hard_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "link", no_links)
-    path = folder / "a.vqc"
-    files.write_atomically(path, b"new", overwrite=False)
-    assert path.read_bytes() == b"new"
-    monkeypatch.setattr(os, "replace", no_space)
-    with pytest.raises(errors.OutputError, match="No space left"):
-        files.write_atomically(folder / "b.vqc", b"new", overwrite=False)
-    assert os.listdir(folder) == ["a.vqc"]
-
-
-@pytest.mark.parametrize("function", ["fsync", "replace", "chmod"])
-def test_failure_leaves_the_old_file(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, function: str
-) -> None:
-    path = folder / "a.vqc"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(os, function, no_space)
-    with pytest.raises(errors.OutputError, match=r"cannot write .*a\.vqc: No space left on device"):
-        files.write_atomically(path, b"new", overwrite=True)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(folder) == ["a.vqc"]
-
-
-def test_failure_leaves_no_new_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(errors.OutputError):
-        files.write_atomically(folder / "a.vqc", b"new", overwrite=False)
-    assert os.listdir(folder) == []
-
-
-def test_an_interrupt_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_fd: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        files.write_atomically(folder / "a.vqc", b"new", overwrite=False)
-    assert os.listdir(folder) == []
-
-
-def test_impossible_targets(folder: Path) -> None:
-    (folder / "file").write_bytes(b"x")
-    (folder / "dir").mkdir()
-    for overwrite in (False, True):
-        for name in ("missing/a.vqc", "file/a.vqc", "n" * 300):
-            with pytest.raises(errors.OutputError) as caught:
-                files.write_atomically(folder / name, b"new", overwrite=overwrite)
-            assert not isinstance(caught.value, errors.OutputExistsError)
-        with pytest.raises(errors.OutputError):
-            files.write_atomically("", b"new", overwrite=overwrite)
-    with pytest.raises(errors.OutputError, match="is a directory"):
-        files.write_atomically(folder / "dir", b"new", overwrite=True)
-    with pytest.raises(errors.OutputExistsError):
-        files.write_atomically(folder / "dir", b"new", overwrite=False)
-
-
-def test_the_longest_name(folder: Path) -> None:
-    path = folder / ("n" * 255)
-    files.write_atomically(path, b"new", overwrite=False)
-    assert path.read_bytes() == b"new"
-
-
-posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions, links and pipes")
-
-
-@posix
-def test_permissions(folder: Path) -> None:
-    path = folder / "a.vqc"
-    before = os.umask(0o027)
-    try:
-        files.write_atomically(path, b"new", overwrite=False)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640
-        for mode in (0o600, 0o666, 0o444):
-            path.chmod(mode)
-            files.write_atomically(path, b"newer", overwrite=True)
-            assert stat.S_IMODE(path.stat().st_mode) == mode
-    finally:
-        os.umask(before)
-
-
-@posix
-def test_symbolic_links(folder: Path) -> None:
-    (folder / "real").mkdir()
-    link, target = folder / "link.vqc", folder / "real" / "a.vqc"
-    link.symlink_to(target)
-    with pytest.raises(errors.OutputExistsError):
-        files.write_atomically(link, b"new", overwrite=False)
-    assert not target.exists()
-    for data in (b"1", b"2"):
-        files.write_atomically(link, data, overwrite=True)
-        assert link.is_symlink() and target.read_bytes() == data
-
-
-@posix
-def test_only_regular_files_are_replaced(folder: Path) -> None:
-    pipe = folder / "pipe"
-    os.mkfifo(pipe)
-    with pytest.raises(errors.OutputError, match="not a regular file"):
-        files.write_atomically(pipe, b"new", overwrite=True)
-    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 # --- errors and imports --------------------------------------------------------------------------

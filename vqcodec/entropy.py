@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from vqcodec.errors import CorruptError
 
 _Model = constriction.stream.model.Categorical
+# Of one stage. No sound model has as many tables in use; one made to fill the memory may.
+_KEPT_MODELS = 1 << 13
 
 
 class TableModels:
@@ -30,6 +32,8 @@ class TableModels:
         key = (group, table)
         found = self._models.get(key)
         if found is None:
+            if len(self._models) >= _KEPT_MODELS:
+                self._models.clear()
             # With a total of 2^24 - K the library scales by exactly 1 and adds 1 to each, which
             # restores the frequencies; every value is an integer below 2^24, exact in float32.
             weights = (self.frequencies[group, table] - 1).astype(np.float32)

@@ -2,13 +2,16 @@
 
 Purpose: one function, `write_atomically`, through which every output file of the package goes.
 
-Layout: `write_atomically` (paths and errors), `_place` (from the temporary file to the name).
+Layout: `write_atomically` (paths and errors), then its steps: the temporary file, its name, the disk.
 
 Invariants
-- The name shows the old file or the whole new one. Data is written to a temporary file beside the
-  target, flushed to the disk, and only then given the name.
+- The name shows the old file or the whole new one, also after a crash of the machine. Data is
+  written to a temporary file beside the target, flushed to the disk, and only then given the name.
+  One exception: where the file system has no hard links, a new name shows an empty file first.
 - Without `overwrite`, no existing file is replaced, not even one that appears meanwhile.
-- Whatever goes wrong (a full disk, an interrupt), the temporary file is removed.
+- Whatever goes wrong (a full disk, an interrupt), the temporary file is removed. Only a process that
+  is killed meanwhile leaves one, `.vqc-*.tmp`, which nothing reads and which may be deleted.
+- What was written when the function returns outlasts a crash, where the system can promise that.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ def write_atomically(
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+        _sync_folder(os.path.dirname(target))
     except FileExistsError as error:
         raise OutputExistsError(f"{name} exists already") from error
     except OSError as error:
@@ -108,3 +112,18 @@ def _place_new(temporary: str, target: str) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(target)
             raise
+
+
+def _sync_folder(folder: str) -> None:
+    """Let a name in `folder` reach the disk, not only the bytes that it stands for.
+
+    Without this, a machine that stops within seconds may have neither the new file nor the original
+    that was deleted because the command had succeeded. Some systems cannot do it, and the file is in
+    its place by now: that is no error.
+    """
+    with contextlib.suppress(OSError):
+        opened = os.open(folder or os.curdir, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

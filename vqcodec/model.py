@@ -1,6 +1,6 @@
-"""Models: configuration, weights file, look-up by name, path or code id.
+"""Models: configuration, model file, look-up by name, path or code id.
 
-A weights file is safetensors. Its metadata entry "vqcodec" is JSON: format, name, mode, the
+A model file is safetensors (`vqcodec.model_file`). Its JSON holds format, code id, name, mode, the
 configurations of transform, quantiser and prior, the point on the rate axis of each quality, and notes
 of the training. Tensors: `analysis.*` and `synthesis.*` float16, `prior.*` integers; of a
 vector quantiser `codebook.<stage>.<block>` int16 and in mode dvae `posterior.*` float16; of a uniform
@@ -11,13 +11,21 @@ layout); a file names the code id that it needs. The synthesis network may chang
 
 Look-up: a path that exists; else `<name>.safetensors` in the package's `weights/`, then in the
 folders of $VQCODEC_MODELS (separated as in $PATH).
+
+Invariants
+- Whatever a model file holds, loading it raises ModelFileError or gives a model: every number of the
+  configuration is in range, and every tensor is there with the type, shape and values that it must
+  have, or nothing is built.
+- A loaded model, its tables expanded, takes at most 24 times the bytes of its file, and loading never
+  takes more at a time.
+- A model's code id is computed from its tensors. What a file says of it only serves to find the file.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,27 +35,38 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from vqcodec.bottleneck import NestedBottleneck, VectorBottleneck
-from vqcodec.container import MODE_NAMES, UNIFORM_BUCKETS, UNIFORM_MODES
+from vqcodec.container import MODE_NAMES, TILE, UNIFORM_BUCKETS, UNIFORM_MODES
 from vqcodec.errors import ModeError, ModelFileError, UnknownModelError
+from vqcodec.model_file import (
+    FORMAT,
+    METADATA_KEY,
+    describe,
+    printable,
+    read_model_file,
+    read_model_header,
+)
 from vqcodec.posterior import CategoricalPosterior
-from vqcodec.prior import IntegerPrior, PriorConfig
+from vqcodec.prior import IntegerPrior, PriorConfig, expand_tables
 from vqcodec.quantizer import LEVELS, QuantizerConfig, RatePoint, ResidualQuantizer
 from vqcodec.transform import Analysis, Synthesis, TransformConfig
 from vqcodec.uniform import UniformBottleneck, UniformConfig, UniformQuantizer
 from vqcodec_kernels.integer_layers import MAX_CHANNELS, MAX_INPUTS
 
-FORMAT = 1
 DEFAULT_MODEL = "default"
 QUALITIES = 100
 SUFFIX = ".safetensors"
-_MAX_FILE_BYTES = 1 << 28
 _MAX_SIZE = 1 << 16
 _MAX_GROUPS = 4096
+_MAX_CHUNKS = 64
+# A wider window would reach out of the prior tile wherever it stands.
+_MAX_WINDOW = 2 * TILE - 1
+# In squared grey levels a bit: of any picture, beyond it nothing is worth a bit.
+_MAX_PRICE = 1e9
+_NAME_LENGTH = 100
 
 MODES = {name: number for number, name in MODE_NAMES.items()}
 MODE_MODELS = {"ae": "ae", "vae": "vae", "dvae": "dvae", "vqvae": "vqvae", "vq": "vq-small"}
@@ -137,7 +156,7 @@ class Model:
         for name, array in self._coding_tensors().items():
             tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
         header = {"format": FORMAT, "code_id": self.code_id, **dataclasses.asdict(self.config)}
-        return save(tensors, {"vqcodec": json.dumps(header)})
+        return save(tensors, {METADATA_KEY: json.dumps(header)})
 
 
 def make_bottleneck(
@@ -156,19 +175,14 @@ def make_bottleneck(
 
 
 def load_model(path: Path) -> Model:
-    """Reads a weights file. ModelFileError if it is not one, or does not fit its configuration."""
-    header = read_model_header(path)
+    """Reads a model file. ModelFileError, which names it, if it is not one or not a sound one."""
+    header, tensors = read_model_file(path)
     try:
-        config = _parse_config(header)
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return _build(path, config, tensors)
-    except ModelFileError:
-        raise
+        model = _build(_parse_config(header), tensors)
+        _check_code_id(header, model.code_id)
     # What a hand-made file can provoke: wrong types in the JSON, dtypes without a NumPy twin.
     except (
-        SafetensorError,
-        OSError,
+        ModelFileError,
         ArithmeticError,
         AttributeError,
         LookupError,
@@ -176,24 +190,18 @@ def load_model(path: Path) -> Model:
         TypeError,
         ValueError,
     ) as error:
-        raise ModelFileError(f"{path}: not a usable weights file ({error})") from error
+        raise ModelFileError(
+            f"{path}: not a usable model ({describe(error)}); get the file again from where it came"
+        ) from error
+    return model
 
 
-def read_model_header(path: Path) -> dict[str, Any]:
-    """The JSON metadata of a weights file, without its tensors."""
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ModelFileError(f"{path}: larger than {_MAX_FILE_BYTES >> 20} MiB")
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        header = json.loads(metadata["vqcodec"])
-    except KeyError as error:
-        raise ModelFileError(f"{path}: safetensors, but not weights of vqcodec") from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: not a weights file ({error})") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ModelFileError(f"{path}: weights of another format than {FORMAT}")
-    return header
+def _check_code_id(header: Mapping[str, Any], found: int) -> None:
+    """ModelFileError unless the file says the code id that its tensors have."""
+    said = header["code_id"]
+    if not _is_int(said) or said != found:
+        name = f"{said:08x}" if _is_int(said) and 0 <= said < 1 << 32 else "another"
+        raise ModelFileError(f"it says code id {name}, but its tensors are those of {found:08x}")
 
 
 def find_model(name: str | None = None, *, mode: str | None = None) -> Path:
@@ -207,41 +215,66 @@ def find_model(name: str | None = None, *, mode: str | None = None) -> Path:
     if mode is not None:
         found = read_model_header(path).get("mode", "vq")
         if found != mode:
-            raise ModeError(f"the model {name or path.stem} is of mode {found}, not {mode}")
+            said = found if isinstance(found, str) and found in MODES else "unknown to this release"
+            raise ModeError(
+                f"the model {name or path.stem} is of mode {said}, not {mode}: "
+                "ask for that mode, or for another model"
+            )
     return path
 
 
 def _find_model(name: str | None, otherwise: str) -> Path:
     # Only a model that was asked for may come from the current directory.
-    if name is not None and Path(name).is_file():
+    if name is not None and os.path.isfile(name):
         return Path(name)
     wanted = name or otherwise
-    for folder in _model_folders():
+    folders = list(_model_folders())
+    for folder in folders:
         candidate = folder / f"{wanted}{SUFFIX}"
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
+    if name is not None and (os.path.lexists(name) or os.path.dirname(name) or name.endswith(SUFFIX)):
+        raise UnknownModelError(f"no model {name!r}: {_why_no_file(name)}")
+    installed = sorted({path.stem for folder in folders for path in folder.glob(f"*{SUFFIX}")})
     raise UnknownModelError(
-        f"no model {wanted!r}: not a file, not in the package, not in $VQCODEC_MODELS"
+        f"no model {wanted!r}: name a model file or one of {', '.join(installed)} "
+        f"(looked in {', '.join(map(str, folders))}; $VQCODEC_MODELS can name more folders)"
     )
 
 
+def _why_no_file(name: str) -> str:
+    """Why a path does not lead to a file."""
+    try:
+        mode = os.stat(name).st_mode
+    except (OSError, ValueError) as error:
+        return f"{getattr(error, 'strerror', None) or error}; check the path"
+    if stat.S_ISDIR(mode):
+        return f"that is a directory; name a {SUFFIX} file in it"
+    return f"that is not a regular file; name a {SUFFIX} file"
+
+
 def find_model_by_code(code_id: int) -> Path:
-    """Path of the model whose files carry this code id. UnknownModelError if none is installed."""
+    """Path of the model whose files carry this code id, by what the model files say.
+
+    UnknownModelError if none does. A file that says it wrongly is refused by `load_model`.
+    """
+    unusable: list[str] = []
     for folder in _model_folders():
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             try:
                 if read_model_header(path).get("code_id") == code_id:
                     return path
-            except ModelFileError:
-                continue
+            except ModelFileError as error:
+                unusable.append(str(error))
     known = json.loads((_package_weights() / "known.json").read_text())
     version = known.get(f"{code_id:08x}")
     hint = (
         f"it is the default model of vqcodec {version}; install that version"
         if version
-        else "put its weights file into a folder of $VQCODEC_MODELS or pass it with --model"
+        else "put its model file into a folder of $VQCODEC_MODELS or pass it with --model"
     )
-    raise UnknownModelError(f"the file needs the model with code id {code_id:08x}: {hint}")
+    skipped = f" ({len(unusable)} files there are not usable, such as {unusable[0]})" if unusable else ""
+    raise UnknownModelError(f"the file needs the model with code id {code_id:08x}: {hint}{skipped}")
 
 
 def _package_weights() -> Path:
@@ -263,10 +296,10 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
         UniformConfig if MODES[mode] in UNIFORM_MODES else QuantizerConfig
     )
     config = ModelConfig(
-        name=str(header["name"]),
+        name=printable(str(header["name"]), _NAME_LENGTH),
         transform=config_from_json(TransformConfig, header["transform"]),
-        quantizer=config_from_json(quantizer_kind, header["quantizer"]),
-        prior=config_from_json(PriorConfig, header["prior"]),
+        quantizer=_complete_config(quantizer_kind, header["quantizer"]),
+        prior=_complete_config(PriorConfig, header["prior"]),
         points=tuple(RatePoint(bucket, float(price)) for bucket, price in header["points"]),
         training=dict(header.get("training", {})),
         mode=mode,
@@ -301,6 +334,8 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
         raise ValueError("a size is out of range")
     if not 1 <= prior.tables <= 256:
         raise ValueError("tables must be 1..256")
+    if len(prior.chunks) >= _MAX_CHUNKS:
+        raise ValueError(f"more than {_MAX_CHUNKS} chunks")
     if quantizer.channels != config.transform.channels:
         raise ValueError("the quantiser has other channels than the transform")
     features = quantizer.groups * prior.embedding
@@ -312,8 +347,10 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     edges = (0, *prior.chunks, quantizer.groups)
     if any(a >= b for a, b in zip(edges, edges[1:], strict=False)) or prior.window % 2 == 0:
         raise ValueError("chunks must ascend, the window must be odd")
+    if prior.window > _MAX_WINDOW:
+        raise ValueError(f"a window is at most {_MAX_WINDOW} positions wide")
     if len(config.points) != QUALITIES or not all(
-        _is_int(p.bucket) and 1 <= p.bucket <= buckets and math.isfinite(p.price) and p.price > 0
+        _is_int(p.bucket) and 1 <= p.bucket <= buckets and 0 < p.price <= _MAX_PRICE
         for p in config.points
     ):
         raise ValueError("points must be 100 pairs of a bucket and a positive price")
@@ -333,16 +370,24 @@ def _check_quantizer(quantizer: QuantizerConfig | UniformConfig) -> int:
         raise ValueError("a size of the quantiser is out of range")
     if not 2 <= quantizer.codewords <= 256 or quantizer.groups > _MAX_GROUPS:
         raise ValueError(f"codewords must be 2..256, groups at most {_MAX_GROUPS}")
-    prices = (*quantizer.mu, *quantizer.first, *quantizer.last)
-    if not 1 <= quantizer.stages <= 16 or len(prices) != 3 * quantizer.stages:
+    prices = (quantizer.mu, quantizer.first, quantizer.last)
+    if not 1 <= quantizer.stages <= 16 or any(len(part) != quantizer.stages for part in prices):
         raise ValueError("1 to 16 stages, each with three prices")
-    if not all(isinstance(p, float | int) and math.isfinite(p) and p > 0 for p in prices):
-        raise ValueError("prices must be positive")
+    if not all(isinstance(p, float | int) and 0 < p <= _MAX_PRICE for part in prices for p in part):
+        raise ValueError(f"prices must lie within 0 and {_MAX_PRICE:g}")
     return quantizer.stages * LEVELS
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _complete_config(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
+    """As `config_from_json`; symbols depend on it, so no default may fill a gap. ValueError for one."""
+    for setting in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if setting.name not in values:
+            raise ValueError(f"{setting.name} is missing")
+    return config_from_json(kind, values)
 
 
 def config_from_json(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
@@ -354,7 +399,7 @@ def config_from_json(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
     return kind(**{name: tuples(value) for name, value in values.items()})
 
 
-def _build(path: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Model:
+def _build(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Model:
     def part(prefix: str) -> dict[str, torch.Tensor]:
         return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -366,7 +411,7 @@ def _build(path: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) ->
     networks = {"analysis": analysis, "synthesis": synthesis, "posterior": posterior}
     for name, network in networks.items():
         if network is not None:
-            _load_network(path, network, part(f"{name}."))
+            _load_network(network, part(f"{name}."))
     prior = IntegerPrior(
         config.prior,
         stages=config.quantizer.stages,
@@ -375,25 +420,28 @@ def _build(path: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) ->
         levels=LEVELS,
         tensors={name: value.numpy() for name, value in part("prior.").items()},
     )
-    quantizer = _build_quantizer(path, config.quantizer, tensors)
+    for s in range(prior.stages):
+        # A table is empty if its shortest code is too long: found here, not with the first picture.
+        expand_tables(prior.tensors[f"{s}.tables"].min(-1, keepdims=True))
+    quantizer = _build_quantizer(config.quantizer, tensors)
     return Model(config, analysis, synthesis, quantizer, prior, posterior)
 
 
-def _load_network(path: Path, network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def _load_network(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Fills a network on the meta device with checked float16 weights."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if expected != {name: tuple(value.shape) for name, value in weights.items()}:
-        raise ModelFileError(f"{path}: the network's tensors do not fit the configuration")
+        raise ModelFileError("the network's tensors do not fit the configuration")
     if not all(v.dtype == torch.float16 and v.isfinite().all() for v in weights.values()):
-        raise ModelFileError(f"{path}: a weight is not a finite float16")
+        raise ModelFileError("a weight is not a finite float16")
     if "scale" in weights and not (weights["scale"] > 0).all():
-        raise ModelFileError(f"{path}: the scale of a channel is not positive")
+        raise ModelFileError("the scale of a channel is not positive")
     network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
     network.eval().requires_grad_(False)
 
 
 def _build_quantizer(
-    path: Path, config: QuantizerConfig | UniformConfig, tensors: dict[str, torch.Tensor]
+    config: QuantizerConfig | UniformConfig, tensors: dict[str, torch.Tensor]
 ) -> ResidualQuantizer | UniformQuantizer:
     if isinstance(config, UniformConfig):
         return UniformQuantizer(config, tensors["step"].numpy(), tensors["gain"].numpy())
@@ -404,9 +452,9 @@ def _build_quantizer(
             book = tensors.get(f"codebook.{s}.{b}")
             shape = (count, config.codewords, dim)
             if book is None or book.dtype != torch.int16 or tuple(book.shape) != shape:
-                raise ModelFileError(f"{path}: codebook.{s}.{b} is not int16 {shape}")
+                raise ModelFileError(f"codebook.{s}.{b} is not int16 {shape}")
             if book[:, 0].any():
-                raise ModelFileError(f"{path}: codeword 0 of codebook.{s}.{b} is not zero")
+                raise ModelFileError(f"codeword 0 of codebook.{s}.{b} is not zero")
             stage.append(book.numpy())
         books.append(stage)
     return ResidualQuantizer(config, books)

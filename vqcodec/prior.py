@@ -201,8 +201,9 @@ class IntegerPrior:
             bias = np.abs(self.tensors[f"{base}.bias"].astype(np.int64))
             if (weight == -128).any():
                 raise ModelFileError(f"prior tensor {name}: -128 is not allowed")
-            size = np.abs(weight.astype(np.int64))
-            reach = 255 * (size.sum((0, 1)) if name.endswith(".taps") else size.sum(-1)) + bias
+            size = np.abs(weight)
+            axes = (0, 1) if name.endswith(".taps") else -1
+            reach = 255 * size.sum(axes, dtype=np.int64) + bias
             if reach.max(initial=0) >= 1 << 31:
                 raise ModelFileError(f"prior tensor {name}: sums may leave 32 bits")
             scale = self.tensors.get(f"{base}.scale")
@@ -223,15 +224,23 @@ class IntegerPrior:
     @cached_property
     def frequencies(self) -> list[NDArray[np.int64]]:
         """Integer frequencies (G, T, K) of each stage, sum 2^24 over K."""
-        return [expand_tables(self.tensors[f"{s}.tables"]) for s in range(self.stages)]
+        return [self._expand(f"{s}.tables") for s in range(self.stages)]
 
     @cached_property
     def bits(self) -> list[NDArray[np.float32]]:
         """Code lengths (G, T, K) of each stage in bits, for the encoder's choice only."""
         return [
-            (PROBABILITY_BITS - np.log2(f.astype(np.float64))).astype(np.float32)
-            for f in self.frequencies
+            np.stack([(PROBABILITY_BITS - np.log2(group)).astype(np.float32) for group in stage])
+            for stage in self.frequencies
         ]
+
+    def _expand(self, name: str) -> NDArray[np.int64]:
+        codes = self.tensors[name]
+        frequencies = np.empty(codes.shape, np.int64)
+        # Group by group: what is computed on the way takes several times the result.
+        for group, expanded in zip(codes, frequencies, strict=True):
+            expanded[:] = expand_tables(group)
+        return frequencies
 
     def context(
         self, height: int, width: int, *, native: bool | None = None, threads: int | None = None
