@@ -35,7 +35,7 @@ def restore() -> Iterator[None]:
 _REACHED = {
     "container": {"as is: read", "as is: ChecksumError", "repaired: read", "repaired: CorruptError"},
     "decompress": {
-        "as_is: ChecksumError, salvaged",
+        "as_is: ChecksumError",
         "repaired: CorruptError",
         "built: CorruptError",
         "changed: decoded",
@@ -46,7 +46,7 @@ _REACHED = {
 }
 
 
-@pytest.mark.parametrize(("name", "runs"), [("container", 4000), ("decompress", 350), ("model", 400)])
+@pytest.mark.parametrize(("name", "runs"), [("container", 4000), ("decompress", 400), ("model", 400)])
 def test_a_short_campaign_finds_nothing(name: str, runs: int, tmp_path: Path) -> None:
     prepare, list_seeds = TARGETS[name]
     campaign = fuzz.Campaign(name, prepare(tmp_path), runs=runs, findings=tmp_path / "findings")

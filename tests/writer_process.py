@@ -58,12 +58,12 @@ class Writer:
         code, said = self.receive()
         return code, said
 
-    def kill_while_running(self, jobs: Sequence[Job], seconds: float) -> None:
-        """Let a child do `jobs` over and over, and end it by SIGKILL `seconds` after its first round."""
+    def kill_while_running(self, jobs: Sequence[Job], rounds: float) -> None:
+        """Let a child do `jobs` over and over, and end it by SIGKILL about `rounds` after the first."""
         self.send({"repeat": jobs})
         running = self.receive()
         assert "pid" in running, running
-        time.sleep(seconds)
+        time.sleep(rounds * running["seconds"])
         os.kill(running["pid"], signal.SIGKILL)
         assert self.receive() == {"ended": -signal.SIGKILL}
 
@@ -107,12 +107,14 @@ def _do(job: Job) -> tuple[int, str]:
 
 def _repeat(jobs: Sequence[Job], parent: int) -> None:
     """Do `jobs` until killed, or until nobody is left who could do that."""
+    started = time.perf_counter()
     for count in itertools.count():
         for job in jobs:
             code, said = _do(job)
             assert code == 0, said
         if count == 0:
-            print(json.dumps({"pid": os.getpid()}), flush=True)
+            seconds = time.perf_counter() - started
+            print(json.dumps({"pid": os.getpid(), "seconds": seconds}), flush=True)
         if os.getppid() != parent:
             break
 

@@ -22,9 +22,7 @@ Invariants
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import os
 import re
 import sys
 import time
@@ -39,6 +37,7 @@ from vqcodec.cli_io import (
     Outputs,
     Stop,
     complain,
+    discard_stdout,
     each_file,
     encode_picture,
     explain,
@@ -107,12 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return 130
     except BrokenPipeError:
-        _discard_stdout()
+        discard_stdout()
         return 1
     except Stop as stop:
         complain(str(stop))
         return stop.exit_code
     except Exception as error:
+        if isinstance(error, OSError):  # perhaps of the flush
+            discard_stdout()
         message, code = explain(error)
         complain(message)
         return code
@@ -674,9 +675,3 @@ def _info_text(source: str, found: FileInfo) -> str:
         name = section.name or f"section 0x{section.type:02x}, unknown and optional"
         lines.append(f"  {name}: {section.bytes:,} bytes")
     return "\n".join(lines)
-
-
-def _discard_stdout() -> None:
-    """Let the interpreter's last flush go nowhere, since the reader of the pipe is gone."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

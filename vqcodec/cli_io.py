@@ -14,6 +14,7 @@ Invariants
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -158,8 +159,12 @@ class Outputs:
     def write(self, source: str, target: Path | None, data: bytes) -> None:
         """Write the result of `source` where `target` said; a file appears whole or not at all."""
         if target is None:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            try:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            except OSError:
+                discard_stdout()
+                raise
             return
         write_atomically(target, data, overwrite=self._force)
         self._written[target.resolve()] = source
@@ -233,6 +238,12 @@ def explain(error: Exception, source: str = "") -> tuple[str, int]:
     if sys.flags.dev_mode:
         raise error
     return f"unexpected {type(error).__name__}: {error}", 1
+
+
+def discard_stdout() -> None:
+    """Let what standard output could not take go nowhere, or the interpreter's last flush fails too."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(message: str) -> None:
