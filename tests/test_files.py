@@ -541,3 +541,17 @@ def test_no_room_on_standard_output(
     # One line, also when the interpreter ends and looks once more at what it could not write.
     assert re.fullmatch(r"vqcodec: .*No space left on device\n", done.stderr)
     assert done.returncode == 1
+
+
+def test_no_standard_output(tmp_path: Path, commands: dict[str, list[Job]]) -> None:
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "vqcodec", *commands["compress"][0][1:], *options]
+        return subprocess.run(
+            ["sh", "-c", 'exec "$@" >&-', "sh", *line], stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    done = run("-o", str(tmp_path / "a.vqc"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "a.vqc").stat().st_size > 24
+    done = run("-o", "-")
+    assert done.returncode == 2 and done.stderr.endswith("there is no standard output to write to\n")

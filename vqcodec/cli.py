@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(argv)
         finally:
             # Here and not at the interpreter's end, where a closed pipe could not be caught.
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is where the process was started without one
+                sys.stdout.flush()
     except KeyboardInterrupt:
         complain("interrupted")
         return 130

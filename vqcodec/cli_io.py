@@ -117,6 +117,8 @@ class Outputs:
         if self.directory is not None and STREAM in inputs:
             self._error("the result of standard input needs a file name, not a directory")
         to_stream = self._stream or (output is None and STREAM in inputs)
+        if to_stream and sys.stdout is None:
+            self._error("there is no standard output to write to")
         if to_stream and not self._force and sys.stdout.isatty():
             self._error("data is not written to a terminal; redirect it, or use -f or -o OUT")
 

@@ -163,7 +163,8 @@ class Codec:
         bucket = bottleneck.buckets
         if mode == "vae":
             size = (count, self.model.config.transform.channels, grid.rows, grid.cols)
-            drawn = gaussian_sample(torch.zeros(size), torch.zeros(size), seed=seed, kl=False).z
+            zeros = torch.zeros(size, dtype=torch.float32)
+            drawn = gaussian_sample(zeros, zeros, seed=seed, kl=False).z
             latents = list(drawn * self.analysis.scale.cpu()[:, None, None])
         elif isinstance(bottleneck, NestedBottleneck):
             random = np.random.default_rng(seed)
