@@ -16,7 +16,7 @@ import pytest
 import torch
 from fuzz_targets import TARGETS
 
-from vqcodec.container import read_container
+from vqcodec.container import Header, Section, read_container, stage_section, write_container
 from vqcodec.recovery import Recovered, read_cut
 
 SCRIPT = Path(fuzz.__file__)
@@ -122,6 +122,16 @@ def test_wrong_pixels_and_wrong_losses_are_noticed(
     with pytest.raises(AssertionError, match="salvaged without losses"):
         monkeypatch.setattr(Codec, "salvage", lambda *args, **options: results[0][0])
         target(b"\0" + data[:-1])
+
+
+def test_equal_sections() -> None:
+    """Found by a campaign: the property confused sections that are equal, the recovery did not."""
+    note = Section(0x41, False, b"")
+    sections = [note, stage_section(0, b"a"), note, stage_section(1, b"b"), note]
+    header = Header(mode=0, grey=True, rate=19, width=20, height=20, code_id=0)
+    data = write_container(header, sections)
+    for size in range(len(data)):
+        fuzz_targets._check_prefix(data[:size], header, sections)
 
 
 # --- campaigns -----------------------------------------------------------------------------------
