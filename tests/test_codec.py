@@ -23,6 +23,7 @@ from vqcodec.errors import (
 )
 from vqcodec.model import find_model_by_code, load_model
 from vqcodec.quantizer import LEVELS, RatePoint
+from vqcodec.train.prior import CodedPhoto, select_tables
 
 SIZES = [(1, 1), (1, 17), (16, 16), (17, 33), (97, 61), (64, 1), (130, 3)]
 
@@ -136,15 +137,16 @@ def test_tiles_are_coded_apart(codec: Codec) -> None:
     header, sections = read_container(data)
     for payload in stage_payloads(sections).values():
         assert len(unpack_tiles(payload, 2)) == 2
-    indices = _indices(codec, data)
-    left = codec.analyse(picture[:, :1024], quality=100).indices
-    for whole, part in zip(indices, left, strict=True):
+    coded = CodedPhoto(np.stack(_indices(codec, data)), header.rate)
+    left = CodedPhoto(coded.index[:, :, :, :64], header.rate)
+    prior = codec.model.prior
+    for whole, part in zip(select_tables(prior, coded), select_tables(prior, left), strict=True):
         assert np.array_equal(whole[:, :, :64], part)
 
 
 def test_real_bytes_are_within_one_percent_of_the_estimate(codec: Codec) -> None:
     stats = codec.analyse(synthetic_picture(2, 512, 512), quality=100)
-    assert stats.bytes == len(codec.compress(synthetic_picture(2, 512, 512), quality=100))
+    assert stats.data == codec.compress(synthetic_picture(2, 512, 512), quality=100)
     assert stats.estimated_bits / 8 == pytest.approx(stats.payload_bytes, rel=0.01)
 
 

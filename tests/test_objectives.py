@@ -184,7 +184,7 @@ def test_a_vqvae_pays_for_distance(rule: str, analysis: Analysis, pixels: torch.
     wanted = 0.3 * (latent - decoded).square().sum()
     if rule == "gradient":
         residual = latent
-        for stage, index in enumerate(quantizer.nearest_stages(latent)):
+        for stage, index in enumerate(quantizer.nearest_stages(latent, (len(latent), 1))):
             residual = residual - to_latent(quantizer.look_up(stage, index))
             wanted = wanted + residual.square().sum()
     wanted = wanted / (2 * 25) / pixels.numel()

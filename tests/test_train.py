@@ -72,13 +72,17 @@ def test_a_resumed_trainer_goes_on_bit_exactly(pictures: Path, tiny_model: Path)
         assert torch.equal(straight.average[name], second.average[name]), name
 
 
-@pytest.mark.parametrize("phase", ["synthesis", "prior"])
+@pytest.mark.parametrize("phase", ["synthesis", "joint", "prior"])
 def test_an_interrupted_run_resumes_to_the_same_file(
     phase: str, pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vqcodec.train import run as module
 
-    trainer = module.SynthesisTrainer if phase == "synthesis" else module.PriorTrainer
+    trainer = {
+        "synthesis": module.SynthesisTrainer,
+        "joint": module.VectorTrainer,
+        "prior": module.PriorTrainer,
+    }[phase]
     original = trainer.step
     calls = 0
 

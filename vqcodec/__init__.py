@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vqcodec.errors import VqcError
 from vqcodec.inspection import FileInfo, info
 from vqcodec.limits import Limits
+from vqcodec.rate_control import RateTarget
 from vqcodec.truncation import truncate
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "Codec",
     "FileInfo",
     "Limits",
+    "RateTarget",
     "Salvage",
     "VqcError",
     "__version__",

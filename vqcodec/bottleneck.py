@@ -25,6 +25,7 @@ from torch import Tensor
 from vqcodec.entropy import StreamDecoder, StreamEncoder, TableModels, ideal_bits
 from vqcodec.errors import CorruptError
 from vqcodec.posterior import CategoricalPosterior
+from vqcodec.prediction import PASS_CLASSES, Neighbours
 from vqcodec.prior import PROBABILITY_BITS, IntegerPrior, Pass, PriorConfig, PriorContext, list_passes
 from vqcodec.quantizer import LEVELS, RatePoint, ResidualQuantizer, level_in, stage_price, to_latent
 
@@ -162,19 +163,18 @@ class VectorBottleneck:
         self, latent: Tensor, point: RatePoint, *, stages: int | None = None
     ) -> list[SymbolPlane]:
         """Entropy-constrained assignment: each index pays what its own table will charge."""
-        config = self.quantizer.config
         _, height, width = latent.shape
         context = self._context(height, width)
-        residual = latent.permute(1, 2, 0).reshape(height * width, -1).float().cpu().contiguous()
-        planes = []
+        target = latent.permute(1, 2, 0).reshape(height * width, -1).float().cpu().contiguous()
+        decoded = torch.zeros(target.shape, dtype=torch.int32)
+        planes: list[SymbolPlane] = []
         for stage in range(point.last_stage + 1)[:stages]:
             level = level_in(point.bucket, stage)
             assert level is not None
             context.begin_stage(level)
-            assign = self._assignment(stage, residual, point, width)
+            assign = self._assignment(stage, target, decoded, point, (height, width))
             index, tables = choose_plane(context, assign)
-            flat_index = torch.from_numpy(index.reshape(config.groups, -1))
-            residual = residual - to_latent(self.quantizer.look_up(stage, flat_index))
+            decoded = self._add_stage(stage, index, decoded)
             bits = ideal_bits(self.prior.frequencies[stage], index, tables)
             planes.append(SymbolPlane(stage, index, tables, bits))
         return planes
@@ -205,15 +205,14 @@ class VectorBottleneck:
         return context.decoded
 
     def from_symbols(self, indices: Sequence[NDArray[np.integer]], bucket: int) -> Tensor:
-        """Sum of the codewords of all stages, exact in fixed point."""
-        config = self.quantizer.config
+        """Sum of the prediction and the codewords of all stages, exact in fixed point."""
         if not indices:
             raise ValueError("at least one stage is needed to give the latent its shape")
         _, height, width = indices[0].shape
-        total = torch.zeros(height * width, config.channels, dtype=torch.int32, device="cpu")
+        channels = self.quantizer.config.channels
+        total = torch.zeros(height * width, channels, dtype=torch.int32, device="cpu")
         for stage, index in enumerate(indices):
-            flat = torch.from_numpy(index.reshape(config.groups, -1))
-            total += self.quantizer.look_up(stage, flat)
+            total = self._add_stage(stage, index, total)
         return to_latent(total).reshape(height, width, -1).permute(2, 0, 1)
 
     def shown_bucket(self, indices: Sequence[NDArray[np.integer]], bucket: int) -> int:
@@ -228,22 +227,70 @@ class VectorBottleneck:
             draw_plane(frequencies, context, random)
         return context.decoded
 
+    def _add_stage(self, stage: int, index: NDArray[np.integer], decoded: Tensor) -> Tensor:
+        """What is decoded, int32 (P, C), with one more stage of indices (G, H, W)."""
+        codewords = self.quantizer.look_up(stage, torch.from_numpy(index.reshape(len(index), -1)))
+        predictor = self.quantizer.predictor
+        if stage or predictor is None:
+            return decoded + codewords
+        total = codewords[None].clone()
+
+        def add(block: int, kind: int, at: Neighbours, predicted: Tensor) -> Tensor:
+            return predicted + codewords[None, at.here, predictor.blocks[block]]
+
+        predictor.decode(index.shape[1], index.shape[2], total, add)
+        return total[0]
+
     def _assignment(
-        self, stage: int, residual: Tensor, point: RatePoint, width: int
+        self,
+        stage: int,
+        target: Tensor,
+        decoded: Tensor,
+        point: RatePoint,
+        grid: tuple[int, int],
     ) -> Callable[[Pass, NDArray[np.uint8]], NDArray[np.uint8]]:
-        """How the indices of a pass are chosen from the stage's residual (H W, C) and their tables."""
-        price = stage_price(self.quantizer.config, point, stage)
+        """How the indices of a pass are chosen, given their tables: target float32 and decoded, the
+        stages before, int32, both (P, C) with the positions of `grid` in raster order."""
+        quantizer = self.quantizer
+        price = stage_price(quantizer.config, point, stage)
+        bias = price * self._bits[stage]
+        residual = target - to_latent(decoded)
 
         def assign(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            return self.quantizer.assign(
+            return quantizer.assign(
                 stage,
-                residual[_flat(step, width)],
-                price * self._bits[stage][step.groups],
+                residual[_flat(step, grid[1]), quantizer.channels_of(step.groups)],
+                bias[step.groups],
                 torch.from_numpy(tables.astype(np.int32)),
                 groups=step.groups,
             ).numpy()
 
-        return assign
+        predictor = quantizer.predictor
+        if stage or predictor is None:
+            return assign
+        # Every codeword moves the predictions that follow, so they are chosen class by class.
+        total = torch.zeros(1, *target.shape, dtype=torch.int32)
+
+        def assign_predicted(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            if step.chunk >= len(predictor.blocks):
+                return assign(step, tables)
+            places = _flat(step, grid[1])
+            table = torch.zeros(len(tables), len(target), dtype=torch.int32)
+            table[:, places] = torch.from_numpy(tables.astype(np.int32))
+            index = torch.zeros(table.shape, dtype=torch.uint8)
+
+            def add(block: int, kind: int, at: Neighbours, predicted: Tensor) -> Tensor:
+                wanted = target[at.here, predictor.blocks[block]] - to_latent(predicted[0])
+                found = quantizer.assign(
+                    stage, wanted, bias[step.groups], table[:, at.here], groups=step.groups
+                )
+                index[:, at.here] = found
+                return predicted + quantizer.look_up(stage, found, groups=step.groups)
+
+            predictor.decode(*grid, total, add, blocks=[step.chunk], kinds=PASS_CLASSES[step.spatial])
+            return index[:, places].numpy()
+
+        return assign_predicted
 
     def _context(self, height: int, width: int) -> PriorContext:
         return self.prior.context(
@@ -274,10 +321,16 @@ class NestedBottleneck(VectorBottleneck):
         self.posterior, self.scale = posterior, scale
 
     def _assignment(
-        self, stage: int, residual: Tensor, point: RatePoint, width: int
+        self,
+        stage: int,
+        target: Tensor,
+        decoded: Tensor,
+        point: RatePoint,
+        grid: tuple[int, int],
     ) -> Callable[[Pass, NDArray[np.uint8]], NDArray[np.uint8]]:
         level = level_in(point.bucket, stage)
         assert level is not None
+        residual = target - to_latent(decoded)
         if self.posterior is not None and self.scale is not None:
             with torch.no_grad():
                 index = self.posterior.most_likely(residual / self.scale)
@@ -287,7 +340,7 @@ class NestedBottleneck(VectorBottleneck):
         chosen[count_nested(self.quantizer.config.groups, level) :] = 0
 
         def assign(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            return chosen[step.groups][:, _flat(step, width).numpy()]
+            return chosen[step.groups][:, _flat(step, grid[1]).numpy()]
 
         return assign
 

@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vqcodec.cli_io import (
     PICTURE_FORMATS,
@@ -58,6 +59,7 @@ from vqcodec.container import (
 )
 from vqcodec.inspection import FileInfo, info
 from vqcodec.limits import Limits
+from vqcodec.rate_control import RateTarget
 from vqcodec.recovery import read_cut, read_damaged
 from vqcodec.truncation import truncate
 
@@ -169,13 +171,29 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     _add_files(sub, "picture to compress")
     _add_output(sub, "output file, or an existing directory (default: FILE with suffix .vqc)")
-    sub.add_argument(
+    # No default here: argparse would take a quality that equals it for one that was not given.
+    rate = sub.add_mutually_exclusive_group()
+    rate.add_argument(
         "-q",
         "--quality",
         type=_quality,
-        default=50,
         metavar="1..100",
         help="from 1 (smallest file) to 100 (best picture), default 50",
+    )
+    rate.add_argument(
+        "--bpp",
+        type=_positive,
+        metavar="X",
+        help="as near to X bits a pixel, of the whole file, as can be",
+    )
+    rate.add_argument(
+        "--max-bytes", type=_at_least_one, metavar="N", help="the best file of at most N bytes"
+    )
+    rate.add_argument(
+        "--psnr",
+        type=_positive,
+        metavar="DB",
+        help="the smallest file that gives at least DB of PSNR-RGB",
     )
     _add_mode(sub, "kind of latent (default: that of the model)")
     sub.add_argument(
@@ -185,6 +203,14 @@ def _build_parser() -> argparse.ArgumentParser:
         help="with --mode vae: draw the latent from the posterior instead of taking its mean",
     )
     _add_stages(sub, "stop after N stages: the file that 'truncate --stages N' makes of the whole one")
+    sub.add_argument(
+        "--effort",
+        type=int,
+        choices=range(1, 10),
+        default=4,
+        metavar="1..9",
+        help="how long to search for a better encoding, default 4; decoding is as fast (mode vq)",
+    )
     _add_coding(sub)
 
     sub = command(
@@ -479,6 +505,14 @@ def _compress(args: argparse.Namespace) -> int:
         args.parser.error("--sample needs --mode vae: only its posterior is drawn from")
     if args.stages is not None and mode in _UNIFORM:
         args.parser.error(f"--stages: files of mode {mode} have no stages to stop after")
+    names = ("bpp", "max_bytes", "psnr")
+    goals = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if goals and args.stages is not None:
+        args.parser.error("--stages: not with --bpp, --max-bytes or --psnr")
+    asked: dict[str, Any] = {"target": RateTarget(**goals)} if goals else {}
+    if args.quality is not None:
+        asked["quality"] = args.quality
+    rate = "".join(f"{name} {value}  " for name, value in asked.items())
     outputs = Outputs(args, args.files)
     codec = LazyCodec(args, mode=args.mode if args.sample is None else "vae")
 
@@ -488,14 +522,14 @@ def _compress(args: argparse.Namespace) -> int:
         coder = codec.get()
         started = time.perf_counter()
         pixels = picture.pixels[:, :, 0] if picture.grey else picture.pixels
-        data = coder.compress(pixels, quality=args.quality, sample=args.sample, stages=args.stages)
+        data = coder.compress(pixels, sample=args.sample, stages=args.stages, effort=args.effort, **asked)
         outputs.write(source, target, data)
         if not args.quiet:
             seconds = time.perf_counter() - started
             height, width = pixels.shape[:2]
             say(
                 f"{source} -> {target or STREAM}  {len(data):,} bytes  "
-                f"{_bpp(data, width, height):.3f} bpp  {seconds:.2f} s"
+                f"{_bpp(data, width, height):.3f} bpp  {rate}{seconds:.2f} s"
             )
 
     return each_file(args.files, compress_one)

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from vqcodec.bottleneck import NestedBottleneck, SymbolPlane
+from vqcodec.blocks import MARGIN, cut_blocks, pad_latent
+from vqcodec.bottleneck import NestedBottleneck, SymbolPlane, VectorBottleneck
 from vqcodec.collapse import (
     LatentHealth,
     codebook_health,
@@ -58,33 +58,35 @@ from vqcodec.model import (
     load_model,
 )
 from vqcodec.precision import full_precision, has_fast_bfloat16, short_precision
-from vqcodec.quantizer import ResidualQuantizer
+from vqcodec.quantizer import RatePoint, ResidualQuantizer
+from vqcodec.rate_control import RateTarget, find_file
 from vqcodec.recovery import read_cut, read_damaged
+from vqcodec.search import DEFAULT_EFFORT, check_effort, search_symbols
+from vqcodec.similarity import psnr_rgb
 from vqcodec.transform import STRIDE, pad_pixels
 from vqcodec.truncation import check_stages
 from vqcodec_kernels import gaussian_sample
 
 _LIMITS = Limits()
-# Side in latents of the block that is synthesised at once, and the overlap that keeps its pixels
-# out of reach of its artificial borders (the default network sees about 130 pixels far).
+# For what was encoded just now: nothing that it says of itself is to be doubted.
+_NO_LIMITS = Limits(max_pixels=1 << 62, max_side=1 << 31)
+_QUALITY = 50
+# Side in latents of the block that is synthesised at once.
 _BLOCK = 96
-_OVERLAP = 12
-# Smaller grids of latents than this a side are continued to the right and below.
-_SMALLEST = 8
 # A picture of one pixel takes at most this much in mode vq.
 PIXEL_BYTES = 64
 
 
 @dataclass(frozen=True)
 class EncodeStats:
-    """What one encode spent. indices: symbols (G, H, W) a stage; estimated_bits: the tables' ideal,
-    without the escapes of continuous latents.
+    """What one encode spent. data: the file; indices: symbols (G, H, W) a stage; estimated_bits: the
+    tables' ideal, without the escapes of continuous latents.
 
     divergence_bits: KL of the encoder's posterior from its prior, for the whole picture, in bits;
     None in modes without a posterior.
     """
 
-    bytes: int
+    data: bytes
     payload_bytes: int
     estimated_bits: float
     indices: list[NDArray[np.integer]]
@@ -115,32 +117,46 @@ class Codec:
         self,
         image: Image.Image | NDArray[np.uint8] | Picture,
         *,
-        quality: int = 50,
+        quality: int | None = None,
+        target: RateTarget | None = None,
         sample: int | None = None,
         stages: int | None = None,
+        effort: int = DEFAULT_EFFORT,
     ) -> bytes:
         """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W).
 
+        quality: 1..100, 50 if there is no target. target: a size, rate or PSNR instead, for which the
+        picture is encoded about ten times, and for a PSNR decoded on this device as often; RateError if
+        the picture cannot have it, ValueError with quality or stages.
         sample: a seed; the latent is then drawn from the posterior instead of being its mean (mode
         vae; ModeError in others). stages: stop after as many stages, 1..16, which gives the file
-        that `vqcodec.truncate` makes of the whole one (ModeError in modes ae and vae).
+        that `vqcodec.truncate` makes of the whole one (ModeError in modes ae and vae). effort: 1..9,
+        how long to search for a smaller file of a better picture (`vqcodec.search`; there is nothing
+        to search for in other modes than vq).
         """
-        return self._encode(as_picture(image), quality, sample, stages)[0]
+        check_effort(effort)
+        if target is None:
+            quality = _QUALITY if quality is None else quality
+            return self._encode(as_picture(image), quality, sample, stages, effort)[0]
+        if quality is not None or stages is not None:
+            raise ValueError("a target takes the place of quality and stages")
+        return self._encode_to(as_picture(image), target, sample, effort)
 
     def analyse(
         self,
         image: Image.Image | NDArray[np.uint8] | Picture,
         *,
-        quality: int = 50,
+        quality: int = _QUALITY,
         sample: int | None = None,
+        effort: int = DEFAULT_EFFORT,
     ) -> EncodeStats:
-        """`compress`, with an account of the bits instead of the file."""
+        """`compress`, with an account of the bits."""
         picture = as_picture(image)
-        data, planes = self._encode(picture, quality, sample)
+        data, planes = self._encode(picture, quality, sample, effort=check_effort(effort))
         _, sections = read_container(data)
         coded = set(stage_payloads(sections))
         return EncodeStats(
-            bytes=len(data),
+            data=data,
             payload_bytes=sum(len(section.payload) for section in sections),
             estimated_bits=sum(plane.bits for plane in planes if plane.stage in coded),
             indices=[plane.index for plane in planes],
@@ -237,7 +253,11 @@ class Codec:
         vectors = torch.cat([_positions(latent) for latent in latents])
         posterior = self.model.posterior
         if posterior is None:
-            indices = self.model.quantizer.nearest_stages(vectors)
+            by_picture = [
+                self.model.quantizer.nearest_stages(_positions(x), (x.shape[1], x.shape[2]))
+                for x in latents
+            ]
+            indices = [torch.cat(stage, 1) for stage in zip(*by_picture, strict=True)]
             return codebook_health(indices, self.model.config.quantizer.codewords, mode=mode)
         return codebook_health(
             posterior.most_likely(vectors / self.analysis.scale.cpu()),
@@ -317,7 +337,12 @@ class Codec:
         return bottleneck.read(streams, header.rate, grid.rows, grid.cols)
 
     def _encode(
-        self, picture: Picture, quality: int, sample: int | None = None, stages: int | None = None
+        self,
+        picture: Picture,
+        quality: int,
+        sample: int | None = None,
+        stages: int | None = None,
+        effort: int = DEFAULT_EFFORT,
     ) -> tuple[bytes, list[SymbolPlane]]:
         if isinstance(quality, bool) or not isinstance(quality, int):
             raise ValueError(f"quality must be an integer, got {quality!r}")
@@ -328,12 +353,53 @@ class Codec:
         mode = self.model.config.mode
         if stages is not None and MODES[mode] in UNIFORM_MODES:
             raise ModeError(f"mode {mode} has no stages to stop after")
-        height, width = picture.pixels.shape[:2]
+        latent = self._chosen_latent(picture, sample)
         point = self.model.config.points[quality - 1]
-        bottleneck = self.model.bottleneck
+        return self._encode_latent(latent, picture, point, effort, stages=stages)
+
+    def _encode_to(self, picture: Picture, target: RateTarget, sample: int | None, effort: int) -> bytes:
+        """The file that meets a target, all tries made of one latent."""
+        latent = self._chosen_latent(picture, sample)
+
+        def measure(file: bytes) -> float:
+            image = self.decompress(file, limits=_NO_LIMITS)
+            return psnr_rgb(picture.pixels, np.asarray(image.convert("RGB")))
+
+        height, width = picture.pixels.shape[:2]
+        return find_file(
+            target,
+            self.model.config.points,
+            pixels=width * height,
+            priced=self.model.config.mode == "vq",
+            encode=lambda point: self._encode_latent(latent, picture, point, effort)[0],
+            measure=measure,
+        )
+
+    def _encode_latent(
+        self,
+        latent: Tensor,
+        picture: Picture,
+        point: RatePoint,
+        effort: int,
+        *,
+        stages: int | None = None,
+    ) -> tuple[bytes, list[SymbolPlane]]:
+        """The file of a picture's latent (C, h, w) at a point of the rate axis, and its symbols."""
+        mode, bottleneck = self.model.config.mode, self.model.bottleneck
+        height, width = picture.pixels.shape[:2]
         with torch.inference_mode(), full_precision(self.device):
-            latent = self._latent(picture) if sample is None else self._drawn_latent(picture, sample)
-            planes = bottleneck.to_symbols(latent, point, stages=stages)
+            if mode == "vq" and effort > 1:
+                assert isinstance(bottleneck, VectorBottleneck)
+                planes = search_symbols(
+                    latent,
+                    self._pixels(picture)[0, :, :height, :width],
+                    point,
+                    bottleneck,
+                    self.synthesis,
+                    effort=effort,
+                )[:stages]
+            else:
+                planes = bottleneck.to_symbols(latent, point, stages=stages)
         header = Header(
             mode=MODES[mode],
             grey=picture.grey,
@@ -358,7 +424,7 @@ class Codec:
         is larger of decoding symbols and of synthesising a block. Factors are measured."""
         config = self.model.config
         positions = grid.rows * grid.cols
-        block = min(positions, (_BLOCK + 2 * _OVERLAP) ** 2)
+        block = min(positions, (_BLOCK + 2 * MARGIN) ** 2)
         w16, w8, w4 = config.transform.synthesis_widths
         channels = config.transform.channels
         features = config.quantizer.groups * config.prior.embedding
@@ -370,6 +436,12 @@ class Codec:
         """The padded pixels (1, 3, H, W) of a picture, on the device."""
         pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].to(self.device).float()
         return pad_pixels(pixels)
+
+    @torch.inference_mode()
+    def _chosen_latent(self, picture: Picture, sample: int | None) -> Tensor:
+        """What is coded: the latent (C, h, w), or one drawn with the seed `sample`."""
+        with full_precision(self.device):
+            return self._latent(picture) if sample is None else self._drawn_latent(picture, sample)
 
     def _latent(self, picture: Picture) -> Tensor:
         """Latent (C, h, w) on the CPU; of a posterior, its mean."""
@@ -419,26 +491,14 @@ class Codec:
         """Pixels uint8 (height, width, 3), block by block: the network's memory is that of a block."""
         pixels = np.empty((height, width, 3), np.uint8)
         rate = torch.tensor([bucket], device=self.device)
-        # The network knows borders, but has not learnt from pictures that are hardly more than that.
-        short = [max(0, _SMALLEST - side) for side in latent.shape[1:]]
-        latent = F.pad(latent[None], (0, short[1], 0, short[0]), mode="replicate")[0]
-        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
+        latent = pad_latent(latent)
         precision = full_precision if self.precise else short_precision
-        for top in range(0, rows, _BLOCK):
-            for left in range(0, columns, _BLOCK):
-                y0, x0 = max(0, top - _OVERLAP), max(0, left - _OVERLAP)
-                y1, x1 = top + _BLOCK + _OVERLAP, left + _BLOCK + _OVERLAP
-                part = latent[None, :, y0:y1, x0:x1].to(self.device)
-                part = part.contiguous(memory_format=torch.channels_last)
-                with precision(self.device):
-                    picture = self.synthesis(part, rate)[0]
-                picture = picture.clamp(0, 255).round().to(torch.uint8)
-                target = pixels[
-                    top * STRIDE : (top + _BLOCK) * STRIDE, left * STRIDE : (left + _BLOCK) * STRIDE
-                ]
-                picture = picture[:, (top - y0) * STRIDE :, (left - x0) * STRIDE :]
-                picture = picture[:, : target.shape[0], : target.shape[1]]
-                target[:] = picture.permute(1, 2, 0).cpu().numpy()
+        for block in cut_blocks(height, width, _BLOCK):
+            part = latent[None, :, *block.latents].to(self.device)
+            with precision(self.device):
+                picture = self.synthesis(part.contiguous(memory_format=torch.channels_last), rate)[0]
+            kept = picture[:, *block.inside].clamp(0, 255).round().to(torch.uint8)
+            pixels[block.pixels] = kept.permute(1, 2, 0).cpu().numpy()
         return pixels
 
 
@@ -466,19 +526,24 @@ def load_codec(
 def compress(
     image: Image.Image | NDArray[np.uint8],
     *,
-    quality: int = 50,
+    quality: int | None = None,
+    target: RateTarget | None = None,
     model: str | Path | None = None,
     mode: str | None = None,
     device: str | None = None,
     sample: int | None = None,
     stages: int | None = None,
+    effort: int = DEFAULT_EFFORT,
 ) -> bytes:
-    """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W); quality 1..100.
+    """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W).
 
-    mode: "vq" (the default), "ae", "vae", "dvae" or "vqvae"; sample, stages: see `Codec.compress`.
+    quality: 1..100, 50 without a target. mode: "vq" (the default), "ae", "vae", "dvae" or "vqvae".
+    target, sample, stages, effort: see `Codec.compress`.
     """
     codec = _cached_codec(model, device, None, mode)
-    return codec.compress(image, quality=quality, sample=sample, stages=stages)
+    return codec.compress(
+        image, quality=quality, target=target, sample=sample, stages=stages, effort=effort
+    )
 
 
 def decompress(

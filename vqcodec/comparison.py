@@ -45,6 +45,8 @@ MODES = tuple(MODE_MODELS)
 DEFAULT_LABEL = "vq (default model)"
 DEFAULT_QUALITIES = (10, 30, 50, 70, 90)
 CROP_SIDE = 256
+EFFORT = 1
+"""Of every encode: only mode vq has a search, which is none of what kinds of latent differ in."""
 CROP_BPP = 0.5
 """The rate of the crops, where every model reaches it."""
 
@@ -188,7 +190,7 @@ def compare_pictures(
     for label, mode, model in _models(chosen, models or {}):
         say(f"{label}: loading")
         codec = load_codec(model, device, mode=mode)
-        codec.decompress(codec.compress(pictures[0][1], quality=ascending[0]))
+        codec.decompress(codec.compress(pictures[0][1], quality=ascending[0], effort=EFFORT))
         entrants.append(_Entrant(label, mode, codec))
 
     figures: list[dict[int, list[Figures]]] = [{q: [] for q in ascending} for _ in entrants]
@@ -250,7 +252,7 @@ def _measure(
     found = {}
     for quality in qualities:
         start = time.perf_counter()
-        data = codec.compress(picture, quality=quality)
+        data = codec.compress(picture, quality=quality, effort=EFFORT)
         middle = time.perf_counter()
         image = codec.decompress(data)
         end = time.perf_counter()
@@ -355,9 +357,9 @@ def _code_at(
             break
         share = math.log(target / known[below]) / math.log(known[above] / known[below])
         guess = below + min(max(round(share * (above - below)), 1), above - below - 1)
-        known[guess] = _bpp(codec.compress(picture, quality=guess), picture)
+        known[guess] = _bpp(codec.compress(picture, quality=guess, effort=EFFORT), picture)
     best = min(sorted(known), key=distance)
-    return best, codec.compress(picture, quality=best)
+    return best, codec.compress(picture, quality=best, effort=EFFORT)
 
 
 def find_detail(pixels: NDArray[np.uint8]) -> tuple[int, int, int, int]:

@@ -50,6 +50,7 @@ from vqcodec.model_file import (
     read_model_header,
 )
 from vqcodec.posterior import CategoricalPosterior
+from vqcodec.prediction import Predictor, weight_shapes
 from vqcodec.prior import IntegerPrior, PriorConfig, expand_tables
 from vqcodec.quantizer import LEVELS, QuantizerConfig, RatePoint, ResidualQuantizer
 from vqcodec.transform import Analysis, Synthesis, TransformConfig
@@ -119,6 +120,8 @@ class Model:
             }
         else:
             layout |= {"blocks": quantizer.blocks, "stages": quantizer.stages}
+            if quantizer.predicted:
+                layout["predicted"] = quantizer.predicted
         digest = hashlib.sha256(json.dumps(layout, sort_keys=True).encode())
         for name, array in sorted(self._coding_tensors().items()):
             shape = ",".join(str(side) for side in array.shape)
@@ -142,6 +145,9 @@ class Model:
         for s, stage in enumerate(self.quantizer.codebooks):
             for b, book in enumerate(stage):
                 tensors[f"codebook.{s}.{b}"] = book
+        if self.quantizer.predictor is not None:
+            for b, weight in enumerate(self.quantizer.predictor.weights):
+                tensors[f"predict.{b}"] = weight
         return tensors
 
     def to_bytes(self) -> bytes:
@@ -298,7 +304,7 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     config = ModelConfig(
         name=printable(str(header["name"]), _NAME_LENGTH),
         transform=config_from_json(TransformConfig, header["transform"]),
-        quantizer=_complete_config(quantizer_kind, header["quantizer"]),
+        quantizer=_complete_config(quantizer_kind, header["quantizer"], optional=("predicted",)),
         prior=_complete_config(PriorConfig, header["prior"]),
         points=tuple(RatePoint(bucket, float(price)) for bucket, price in header["points"]),
         training=dict(header.get("training", {})),
@@ -347,6 +353,10 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     edges = (0, *prior.chunks, quantizer.groups)
     if any(a >= b for a, b in zip(edges, edges[1:], strict=False)) or prior.window % 2 == 0:
         raise ValueError("chunks must ascend, the window must be odd")
+    if isinstance(quantizer, QuantizerConfig) and quantizer.predicted:
+        ends = [groups.stop for groups in quantizer.predicted_groups]
+        if mode != "vq" or tuple(ends) != prior.chunks[: len(ends)]:
+            raise ValueError("predicted blocks are the prior's first chunks, in mode vq")
     if prior.window > _MAX_WINDOW:
         raise ValueError(f"a window is at most {_MAX_WINDOW} positions wide")
     if len(config.points) != QUALITIES or not all(
@@ -370,6 +380,8 @@ def _check_quantizer(quantizer: QuantizerConfig | UniformConfig) -> int:
         raise ValueError("a size of the quantiser is out of range")
     if not 2 <= quantizer.codewords <= 256 or quantizer.groups > _MAX_GROUPS:
         raise ValueError(f"codewords must be 2..256, groups at most {_MAX_GROUPS}")
+    if not all(_is_int(size) and 1 <= size < _MAX_SIZE for size in quantizer.predicted):
+        raise ValueError("a size of the prediction is out of range")
     prices = (quantizer.mu, quantizer.first, quantizer.last)
     if not 1 <= quantizer.stages <= 16 or any(len(part) != quantizer.stages for part in prices):
         raise ValueError("1 to 16 stages, each with three prices")
@@ -382,10 +394,13 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _complete_config(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
-    """As `config_from_json`; symbols depend on it, so no default may fill a gap. ValueError for one."""
+def _complete_config(
+    kind: type[_Config], values: Mapping[str, Any], *, optional: tuple[str, ...] = ()
+) -> _Config:
+    """As `config_from_json`; symbols depend on it, so a default may fill a gap only where the format
+    says so. ValueError for others."""
     for setting in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if setting.name not in values:
+        if setting.name not in values and setting.name not in optional:
             raise ValueError(f"{setting.name} is missing")
     return config_from_json(kind, values)
 
@@ -457,4 +472,16 @@ def _build_quantizer(
                 raise ModelFileError(f"codeword 0 of codebook.{s}.{b} is not zero")
             stage.append(book.numpy())
         books.append(stage)
-    return ResidualQuantizer(config, books)
+    return ResidualQuantizer(config, books, _build_predictor(config, tensors))
+
+
+def _build_predictor(config: QuantizerConfig, tensors: dict[str, torch.Tensor]) -> Predictor | None:
+    if not config.predicted:
+        return None
+    weights = []
+    for b, shape in enumerate(weight_shapes(config.predicted)):
+        weight = tensors.get(f"predict.{b}")
+        if weight is None or weight.dtype != torch.int16 or tuple(weight.shape) != shape:
+            raise ModelFileError(f"predict.{b} is not int16 {shape}")
+        weights.append(weight.numpy())
+    return Predictor(config.predicted, weights)

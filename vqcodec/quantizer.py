@@ -8,7 +8,8 @@ codebook of K codewords; codeword 0 is the zero vector. An index is chosen by
 
 where bits_k is the code length that the position's own probability table gives, and mu, in squared
 grey levels a bit, is the price of a bit. Codewords are fixed point, int16 in units of
-2^-FRACTION_BITS, so the decoded latent is an exact integer tensor.
+2^-FRACTION_BITS, so the decoded latent is an exact integer tensor. With a predictor, the first
+stage's codewords are added to what `vqcodec.prediction` says of the leading channels.
 
 Layout: latent vectors (N, C); indices uint8 (G, N), one array a stage.
 """
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqcodec.prediction import Neighbours, Predictor
 from vqcodec_kernels import nearest_codeword
 
 FRACTION_BITS = 2
@@ -39,7 +41,8 @@ class QuantizerConfig:
     codebook is made for, which it pays when finer stages follow. first, last: for each stage the
     range of prices over which it is the last one. Prices are the encoder's own: files do not
     depend on them. The ranges of neighbouring stages overlap so that the rate goes on smoothly
-    where a stage sets in: a new stage costs about a third more bits at an equal price.
+    where a stage sets in: a new stage costs about a third more bits at an equal price. predicted:
+    channels of each block of the spatial prediction, whole groups; without any there is none.
     """
 
     blocks: tuple[tuple[int, int], ...] = ((8, 1), (4, 2), (68, 4))
@@ -47,6 +50,7 @@ class QuantizerConfig:
     mu: tuple[float, ...] = (1600.0, 400.0, 105.0, 28.0)
     first: tuple[float, ...] = (12000.0, 2400.0, 400.0, 95.0)
     last: tuple[float, ...] = (930.0, 225.0, 58.0, 25.0)
+    predicted: tuple[int, ...] = ()
 
     @property
     def groups(self) -> int:
@@ -60,6 +64,17 @@ class QuantizerConfig:
     def stages(self) -> int:
         return len(self.mu)
 
+    @property
+    def predicted_groups(self) -> list[slice]:
+        """The groups of each predicted block. ValueError if a block ends inside a group."""
+        ends = np.cumsum([dim for count, dim in self.blocks for _ in range(count)]).tolist()
+        edges = [0]
+        for channel in np.cumsum(self.predicted).tolist():
+            if channel not in ends:
+                raise ValueError(f"a predicted block ends inside a group, at channel {channel}")
+            edges.append(ends.index(channel) + 1)
+        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
 
 class ResidualQuantizer:
     """Codebooks of all stages, and the search and look-up over them.
@@ -67,8 +82,13 @@ class ResidualQuantizer:
     codebooks[s][b]: int16 (groups of block b, K, dimension of block b).
     """
 
-    def __init__(self, config: QuantizerConfig, codebooks: Sequence[Sequence[NDArray[np.int16]]]) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: QuantizerConfig,
+        codebooks: Sequence[Sequence[NDArray[np.int16]]],
+        predictor: Predictor | None = None,
+    ) -> None:
+        self.config, self.predictor = config, predictor
         self.codebooks = [list(stage) for stage in codebooks]
         self.float_codebooks = [
             [torch.from_numpy(book.astype(np.float32) / SCALE) for book in stage]
@@ -97,6 +117,11 @@ class ResidualQuantizer:
             first_channel += count * dim
         return spans
 
+    def channels_of(self, groups: slice) -> slice:
+        """The channels of the latent that a range of groups covers."""
+        spans = self.spans(groups)
+        return slice(spans[0][3].start, spans[-1][3].stop)
+
     def assign(
         self,
         stage: int,
@@ -108,15 +133,18 @@ class ResidualQuantizer:
     ) -> Tensor:
         """Indices of one stage for a range of groups (default all).
 
-        residual float32 (N, C); bias (g, T, K) = mu * bits; bias_table (g, N) -> uint8 (g, N).
+        residual float32 (N, channels of the groups); bias (g, T, K) = mu * bits; bias_table (g, N)
+        -> uint8 (g, N).
         """
         groups = groups or slice(0, self.config.groups)
+        first = self.channels_of(groups).start
         index = torch.empty(
             groups.stop - groups.start, len(residual), dtype=torch.uint8, device=residual.device
         )
         for b, inside, rows, channels in self.spans(groups):
             dim = self.config.blocks[b][1]
-            vectors = residual[:, channels].reshape(len(residual), -1, dim).transpose(0, 1)
+            part = residual[:, channels.start - first : channels.stop - first]
+            vectors = part.reshape(len(residual), -1, dim).transpose(0, 1)
             found = nearest_codeword(
                 vectors,
                 self.float_codebooks[stage][b][inside],
@@ -127,6 +155,47 @@ class ResidualQuantizer:
             index[rows] = found.to(torch.uint8)
         return index
 
+    def encode_stage(
+        self,
+        stage: int,
+        target: Tensor,
+        decoded: Tensor,
+        bias: Tensor,
+        bias_table: Tensor,
+        grid: tuple[int, int],
+    ) -> tuple[Tensor, Tensor]:
+        """One stage of whole grids of latents, with prediction where there is one.
+
+        target float32 (N, P, C) with P positions of `grid`, (height, width), in raster order; decoded
+        int32, the same shape: the stages before; bias (G, T, K), bias_table (G, N P) as for `assign`.
+        Returns indices uint8 (G, N P) and what is decoded with them.
+        """
+        count, places, channels = target.shape
+        if stage or self.predictor is None:
+            residual = (target - to_latent(decoded)).reshape(-1, channels)
+            index = self.assign(stage, residual, bias, bias_table)
+            return index, decoded + self.look_up(stage, index).reshape(decoded.shape)
+        predictor, parts = self.predictor, self.config.predicted_groups
+        index = torch.empty(self.config.groups, count, places, dtype=torch.uint8, device=target.device)
+        tables = bias_table.reshape(-1, count, places)
+        decoded = torch.zeros_like(decoded)
+
+        def choose(groups: slice, residual: Tensor, here: Tensor | slice) -> Tensor:
+            table = tables[groups][:, :, here].flatten(1).contiguous()
+            found = self.assign(stage, residual.flatten(0, 1), bias[groups], table, groups=groups)
+            index[groups, :, here] = found.reshape(len(found), count, -1)
+            return self.look_up(stage, found, groups=groups).reshape(residual.shape)
+
+        def add(block: int, kind: int, at: Neighbours, predicted: Tensor) -> Tensor:
+            wanted = target[:, at.here, predictor.blocks[block]]
+            return predicted + choose(parts[block], wanted - to_latent(predicted), at.here)
+
+        predictor.decode(*grid, decoded, add)
+        first = predictor.blocks[-1].stop
+        rest = slice(parts[-1].stop, self.config.groups)
+        decoded[:, :, first:] = choose(rest, target[:, :, first:], slice(None))
+        return index.flatten(1), decoded
+
     def assign_nearest(self, stage: int, residual: Tensor) -> Tensor:
         """Indices of one stage by distance alone: residual float32 (N, C) -> uint8 (G, N)."""
         config = self.config
@@ -136,12 +205,16 @@ class ResidualQuantizer:
         table = torch.zeros(config.groups, len(residual), dtype=torch.int32, device=residual.device)
         return self.assign(stage, residual, bias, table)
 
-    def nearest_stages(self, vectors: Tensor) -> list[Tensor]:
-        """Indices (G, N) of every stage, each by distance alone, of latent vectors float32 (N, C)."""
+    def nearest_stages(self, vectors: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+        """Indices (G, P) of every stage, each by distance alone, of latent vectors float32 (P, C) at the
+        positions of a grid (height, width) in raster order."""
+        config = self.config
+        bias = torch.zeros(config.groups, 1, config.codewords, dtype=torch.float32)
+        table = torch.zeros(config.groups, len(vectors), dtype=torch.int32)
         indices = []
-        for stage in range(self.config.stages):
-            index = self.assign_nearest(stage, vectors)
-            vectors = vectors - to_latent(self.look_up(stage, index))
+        decoded = torch.zeros(1, *vectors.shape, dtype=torch.int32)
+        for stage in range(config.stages):
+            index, decoded = self.encode_stage(stage, vectors[None], decoded, bias, table, grid)
             indices.append(index)
         return indices
 

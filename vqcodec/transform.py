@@ -147,8 +147,7 @@ class Synthesis(nn.Module):
 
     def forward(self, latent: Tensor, rate: Tensor) -> Tensor:
         """latent (N, C, h, w), rate (N,) int64 bucket -> pixels (N, 3, 16h, 16w), not clamped."""
-        with torch.autocast(latent.device.type, enabled=False):
-            picture = self.linear(latent.float())
+        picture = self.linear_picture(latent)
         if not self.nonlinear:
             return picture + PIXEL_MEAN
         scaled = picture / 64
@@ -162,6 +161,16 @@ class Synthesis(nn.Module):
         for block in self.blocks4:
             h = block(h, rate)
         return picture + PIXEL_MEAN + F.pixel_shuffle(self.leave(h).float(), 4) * 4
+
+    def linear_picture(self, latent: Tensor) -> Tensor:
+        """The linear path alone: latent (N, C, h, w) -> float32 (N, 3, 16h, 16w) around zero. One matrix
+        product, several times as fast as the transposed convolution that it is."""
+        count, channels, height, width = latent.shape
+        with torch.autocast(latent.device.type, enabled=False):
+            flat = latent.float().permute(0, 2, 3, 1).reshape(-1, channels)
+            patches = flat @ self.linear.weight.reshape(channels, -1)
+        patches = patches.reshape(count, height, width, 3, STRIDE, STRIDE)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(count, 3, STRIDE * height, STRIDE * width)
 
 
 def _zeros(layer: nn.Conv2d) -> nn.Conv2d:

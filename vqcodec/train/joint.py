@@ -1,4 +1,5 @@
-"""Gradient training of analysis, synthesis and bottleneck together: every mode but vq.
+"""Gradient training of analysis, synthesis and bottleneck together: every mode but vq
+(`vqcodec.train.vector` has that).
 
 The loss is reconstruction plus the penalty of the mode's objective (`vqcodec.train.objectives`). What
 a mode is not trained for is left to the encoder: continuous latents are not quantised here.

@@ -1,8 +1,8 @@
-"""A training run from a folder of pictures to a weights file, in three phases.
+"""A training run from a folder of pictures to a weights file, in phases.
 
 start      principal components and codebooks, in closed form; a usable linear model
 synthesis  gradient training of the synthesis on quantised latents (mode vq)
-joint      gradient training of analysis, synthesis and bottleneck (the other modes)
+joint      gradient training of analysis, synthesis and bottleneck
 prior      training of the conditional prior on cached symbols; tables; calibration of quality
 
 A model is written after each phase, a checkpoint every minute; `resume` continues a run from its
@@ -39,6 +39,7 @@ from vqcodec.model import (
     make_bottleneck,
 )
 from vqcodec.posterior import CategoricalPosterior
+from vqcodec.prediction import Predictor
 from vqcodec.prior import IntegerPrior
 from vqcodec.quantizer import LEVELS, QuantizerConfig, RatePoint, ResidualQuantizer, point_at
 from vqcodec.train.calibration import calibrate_points
@@ -53,7 +54,7 @@ from vqcodec.train.objectives import (
     Objective,
     start_posterior,
 )
-from vqcodec.train.photos import PhotoSet, load_photos
+from vqcodec.train.photos import PhotoSet, load_photos, random_crops
 from vqcodec.train.prior import (
     PRIOR_ROUNDS,
     CodedPhoto,
@@ -70,9 +71,10 @@ from vqcodec.train.settings import (
     preset_config,
     train_config_from_json,
 )
-from vqcodec.train.start import fit_codebooks, principal_components, sample_patches, static_bits
+from vqcodec.train.start import GRID, fit_codebooks, principal_components, sample_patches, static_bits
 from vqcodec.train.steps import fit_steps, start_uniform
 from vqcodec.train.synthesis import SynthesisTrainer
+from vqcodec.train.vector import VectorTrainer
 from vqcodec.transform import LOG_VARIANCE_MIN, PIXEL_MEAN, STRIDE, Analysis, Synthesis, pad_pixels
 from vqcodec.uniform import UniformBottleneck, UniformConfig, UniformQuantizer
 
@@ -82,6 +84,8 @@ _CHECKPOINT_SECONDS = 60
 # Larger pictures are cut to this side when the prior's indices are cached.
 _CACHE_SIDE = 1024
 _CALIBRATION_SIDE = 384
+# Rates that each photo is coded at for the prior's first round.
+_COPIES = 3
 
 
 @dataclass
@@ -167,7 +171,7 @@ def train_model(
 
     minutes or steps: the budget (steps of the networks; the prior takes half as many); neither: 60
     minutes. init: a model of the same mode to start from instead of the closed-form start. phases: a
-    part of ("start", "synthesis", "prior"), or in other modes than vq ("start", "joint", "prior").
+    part of ("start", "synthesis", "joint", "prior"), in other modes than vq without "synthesis".
     mode: vq unless given; objective: losses of the others. resume: the checkpoint has settings,
     phases and seed, and goes on with them; a mode, phases or losses that differ are refused. Raises
     VqcError subclasses for unusable data, models and checkpoints or a diverging loss, ValueError for
@@ -194,8 +198,10 @@ def train_model(
             run = _start(config, photos, out, target, seed, chosen)
         run.write()
         save_checkpoint(checkpoint_path(out), run.state())
-    share = run.config.prior_share
-    shares = {"synthesis": 1 - share, "joint": 1 - share, "prior": share}
+    prior, joint = run.config.prior_share, run.config.joint_share
+    shares = {"synthesis": 1 - prior - joint, "joint": joint, "prior": prior}
+    if run.config.mode != "vq":
+        shares["joint"] = 1 - prior
     left = [p for p in run.phases if p not in run.done]
     total = sum(shares[p] for p in left)
     for phase in left:
@@ -203,6 +209,8 @@ def train_model(
         part = None if seconds is None else seconds * shares[phase] / total
         if phase == "synthesis":
             _train_synthesis(run, photos, steps, part, inner)
+        elif phase == "joint" and run.config.mode == "vq":
+            _train_vector(run, photos, steps, part, inner)
         elif phase == "joint":
             _train_joint(run, photos, steps, part, inner)
         else:
@@ -399,12 +407,15 @@ def _measure_bits(
     model: Model, quantizer: ResidualQuantizer, photos: PhotoSet, config: TrainConfig, seed: int
 ) -> Tensor:
     """Static code lengths (S, G, K) of a model's codebooks on the training pictures."""
-    random = np.random.default_rng(seed)
-    patches = sample_patches(photos.train, config.codebook_vectors, random)
-    grid = patches.reshape(-1, 3, STRIDE, STRIDE) + PIXEL_MEAN
+    crops = random_crops(
+        photos.train,
+        max(1, config.codebook_vectors // GRID**2),
+        GRID * STRIDE,
+        np.random.default_rng(seed),
+    )
     with torch.no_grad():
-        latents = torch.cat([model.analysis(part)[:, :, 0, 0] for part in grid.split(4096)])
-    return static_bits(latents, quantizer)
+        latents = torch.cat([model.analysis(part) for part in crops.split(16)])
+    return static_bits(latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]), quantizer)
 
 
 def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[str, Any] | None]:
@@ -439,7 +450,10 @@ def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[
 def _quantizer_state(quantizer: ResidualQuantizer | UniformQuantizer) -> list[Any]:
     if isinstance(quantizer, UniformQuantizer):
         return [torch.from_numpy(quantizer.step), torch.from_numpy(quantizer.gain)]
-    return [[torch.from_numpy(book) for book in stage] for stage in quantizer.codebooks]
+    state: list[Any] = [[torch.from_numpy(book) for book in stage] for stage in quantizer.codebooks]
+    if quantizer.predictor is not None:
+        state.append([torch.from_numpy(weight) for weight in quantizer.predictor.weights])
+    return state
 
 
 def _quantizer_from_state(
@@ -448,7 +462,9 @@ def _quantizer_from_state(
     if isinstance(config, UniformConfig):
         step, gain = (part.numpy() for part in state)
         return UniformQuantizer(config, step, gain)
-    return ResidualQuantizer(config, [[book.numpy() for book in stage] for stage in state])
+    parts = [[part.numpy() for part in stage] for stage in state]
+    predictor = Predictor(config.predicted, parts.pop()) if config.predicted else None
+    return ResidualQuantizer(config, parts, predictor)
 
 
 def _posterior_from_state(
@@ -482,25 +498,64 @@ def _train_synthesis(
     if inner is not None:
         trainer.load_state(inner["trainer"])
 
-    def report(losses: list[float]) -> str:
-        text = f"loss {np.mean(losses[-50:]):.4f}"
-        if trainer.steps_done % run.config.validate_every == 0:
-            rates = trainer.validate(photos.validation)
-            text += "  " + "  ".join(f"{bpp:.3f} bpp {psnr:.2f} dB" for bpp, psnr in rates)
-        return text
-
     _loop(
         run,
         "synthesis",
         trainer,
         lambda progress: trainer.step(photos.train, progress),
-        report,
+        lambda losses: _report_losses(run, trainer, photos, losses),
         steps,
         seconds,
         inner,
     )
     run.synthesis = trainer.averaged_synthesis().cpu().requires_grad_(False)
     run.notes["synthesis_steps"] = trainer.steps_done
+
+
+def _train_vector(
+    run: _Run,
+    photos: PhotoSet,
+    steps: int | None,
+    seconds: float | None,
+    inner: dict[str, Any] | None,
+) -> None:
+    trainer = VectorTrainer(
+        run.config,
+        run.analysis,
+        run.synthesis,
+        run.vector_quantizer,
+        run.bits,
+        seed=run.seed + 2,
+        device=run.device,
+    )
+    if inner is not None:
+        trainer.load_state(inner["trainer"])
+    _loop(
+        run,
+        "joint",
+        trainer,
+        lambda progress: trainer.step(photos.train, progress),
+        lambda losses: _report_losses(run, trainer, photos, losses),
+        steps,
+        seconds,
+        inner,
+    )
+    analysis, synthesis = trainer.averaged_networks()
+    run.analysis, run.synthesis = analysis.cpu(), synthesis.cpu()
+    run.quantizer, run.bits = trainer.quantizer, trainer.bits
+    run.prior = static_prior(run.config.prior, run.config.quantizer, run.bits)
+    run.notes["joint_steps"] = trainer.steps_done
+
+
+def _report_losses(
+    run: _Run, trainer: SynthesisTrainer | VectorTrainer, photos: PhotoSet, losses: list[float]
+) -> str:
+    """The mean of the last losses, and now and then what validation says."""
+    text = f"loss {np.mean(losses[-50:]):.4f}"
+    if trainer.steps_done % run.config.validate_every == 0:
+        rates = trainer.validate(photos.validation)
+        text += "  " + "  ".join(f"{bpp:.3f} bpp {psnr:.2f} dB" for bpp, psnr in rates)
+    return text
 
 
 def _train_joint(
@@ -568,7 +623,8 @@ def _train_prior(
             continue
         began = time.monotonic()
         random = np.random.default_rng([run.seed, number])
-        cached = _cache_indices(run, photos, number > 0, random)
+        # By static code lengths every photo is coded quickly, so at several rates.
+        cached = _cache_indices(run, photos, number > 0, random, copies=1 if number else _COPIES)
         if trainer is None:
             trainer = PriorTrainer(run.config, run.quantizer, cached, seed=run.seed + 3)
         if inner is not None:
@@ -587,7 +643,10 @@ def _train_prior(
         run.prior = trainer.export()
         inner = None
     assert trainer is not None
-    recoded = _cache_indices(run, photos, True, np.random.default_rng([run.seed, PRIOR_ROUNDS]))
+    # A table of the last stage is met by a fourth of the photos, in one of 32 contexts: counts of
+    # one coding each would leave it noisy.
+    random = np.random.default_rng([run.seed, PRIOR_ROUNDS])
+    recoded = _cache_indices(run, photos, True, random, copies=2)
     run.prior = count_tables(run.prior, recoded)
     if run.config.mode == "vq":
         bottleneck = VectorBottleneck(run.vector_quantizer, run.prior)
@@ -597,13 +656,13 @@ def _train_prior(
 
 
 def _cache_indices(
-    run: _Run, photos: PhotoSet, conditional: bool, random: np.random.Generator
+    run: _Run, photos: PhotoSet, conditional: bool, random: np.random.Generator, *, copies: int
 ) -> list[CodedPhoto]:
-    """Every training photo coded at a random rate, by the prior or by static code lengths."""
+    """Every training photo coded at random rates, by the prior or by static code lengths."""
     bottleneck = run.bottleneck
     coded = []
     config = run.config.quantizer
-    for number, photo in enumerate(photos.train):
+    for number, photo in enumerate(photos.train * copies):
         latent = _latent(run, _cut(photo, _CACHE_SIDE, random))
         # The first is always complete, so that every stage has something to learn from.
         if run.config.mode != "vq" or isinstance(config, UniformConfig):
@@ -622,7 +681,7 @@ def _cache_indices(
 def _loop(
     run: _Run,
     phase: str,
-    trainer: SynthesisTrainer | JointTrainer | PriorTrainer,
+    trainer: SynthesisTrainer | VectorTrainer | JointTrainer | PriorTrainer,
     step: Callable[[float], Any],
     report: Callable[[list[Any]], str],
     steps: int | None,

@@ -39,7 +39,9 @@ class ObjectiveConfig:
 class TrainConfig:
     """One run. Sizes in pixels (prior_window in latent positions), rates of learning for Adam.
 
-    smoothing: of the moving average of weights; prior_share: the prior's part of a budget of time.
+    smoothing: of the moving average of weights; prior_share, joint_share: the prior's part of a budget
+    of time, and in mode vq the joint training's. rate_share, temperature: how the rate's gradient is
+    estimated there, at which part of the positions and under how soft a choice.
     """
 
     mode: str = "vq"
@@ -60,12 +62,29 @@ class TrainConfig:
     prior_batch: int = 4
     prior_learning_rate: float = 2e-3
     prior_share: float = 0.35
+    joint_share: float = 0.4
+    rate_share: float = 0.1
+    temperature: float = 0.5
     validate_every: int = 500
 
     @property
     def phases(self) -> tuple[str, ...]:
         """The phases of a run of this mode."""
-        return ("start", "synthesis" if self.mode == "vq" else "joint", "prior")
+        return ("start", *(("synthesis",) if self.mode == "vq" else ()), "joint", "prior")
+
+
+def default_config() -> TrainConfig:
+    """The model that `vqcodec compress` takes."""
+    return TrainConfig(
+        transform=TransformConfig(analysis_depths=(3, 2, 1)),
+        quantizer=QuantizerConfig(
+            # A stage more pays from where its range begins, on validation, and no earlier.
+            first=(12000.0, 2400.0, 445.0, 117.0),
+            last=(1900.0, 400.0, 110.0, 25.0),
+            predicted=(3, 13, 64),
+        ),
+        prior=PriorConfig(chunks=(3, 12, 28, 50)),
+    )
 
 
 def tiny_config() -> TrainConfig:
@@ -76,6 +95,7 @@ def tiny_config() -> TrainConfig:
             synthesis_widths=(16, 12, 8),
             synthesis_depths=(1, 1, 1),
             analysis_widths=(8, 8, 8),
+            analysis_depths=(1, 1, 1),
             rates=16,
         ),
         quantizer=QuantizerConfig(
@@ -84,6 +104,7 @@ def tiny_config() -> TrainConfig:
             mu=(1600.0, 200.0),
             first=(12000.0, 2000.0),
             last=(900.0, 150.0),
+            predicted=(2, 6),
         ),
         prior=PriorConfig(
             tables=8, embedding=2, hidden=(16, 16), group_hidden=8, chunks=(2, 4), window=3
@@ -123,15 +144,15 @@ def small_config() -> TrainConfig:
     )
 
 
-PRESETS = {"default": TrainConfig, "small": small_config, "tiny": tiny_config}
+PRESETS = {"default": default_config, "small": small_config, "tiny": tiny_config}
 
 
 def preset_config(preset: str, mode: str = "vq", objective: ObjectiveConfig | None = None) -> TrainConfig:
     """The settings of a preset for a mode. ValueError for unknown names.
 
     Modes differ in the bottleneck alone: ae and vae quantise every channel by itself, the dvae has
-    one stage, the vqvae no price of a bit. But for vq, the analysis is trained and has the branch
-    that the synthesis has.
+    one stage, the vqvae no price of a bit, and only vq predicts. Where it is not vq, the analysis has the
+    branch that the synthesis has.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
@@ -144,6 +165,7 @@ def preset_config(preset: str, mode: str = "vq", objective: ObjectiveConfig | No
         return config
     quantizer = config.quantizer
     assert isinstance(quantizer, QuantizerConfig)
+    quantizer = dataclasses.replace(quantizer, predicted=())
     transform = dataclasses.replace(
         config.transform,
         analysis_depths=config.transform.synthesis_depths,

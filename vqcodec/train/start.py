@@ -2,20 +2,25 @@
 
 The codebooks are entropy-constrained (Chou, Lookabaugh, Gray 1989): every stage alternates the
 assignment argmin ||r - c||^2 + mu * bits with centroids and empirical code lengths, on the
-residual that the stages before it leave at their own prices.
+residual that the stages before it leave at their own prices. Where the first stage is predicted,
+prediction and codebooks are fitted in turn.
+
+Patches and their latents come in grids of GRID x GRID positions, as crops have them.
 """
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqcodec.prediction import CLASSES, Predictor, neighbours
 from vqcodec.quantizer import SCALE, QuantizerConfig, ResidualQuantizer, to_latent
 from vqcodec.train.photos import random_crops
+from vqcodec.train.predictor import NormalEquations
 from vqcodec.transform import PIXEL_MEAN, STRIDE
 from vqcodec_kernels import codebook_stats, nearest_codeword
 
@@ -23,12 +28,18 @@ logger = logging.getLogger(__name__)
 
 # Static code length from which a codeword counts as unused: no vector in a hundred thousand.
 UNUSED_BITS = 20.0
+# Positions of a crop a side.
+GRID = 16
+# Rounds of fitting the prediction to what was decoded, and codebooks to what it leaves.
+_PREDICTION_ROUNDS = 2
+# Grids of latents that are coded at once.
+_BATCH = 64
 
 
 def sample_patches(photos: list[NDArray[np.uint8]], count: int, random: np.random.Generator) -> Tensor:
-    """About `count` 16x16 patches, centred, float32 (N, 768) in the order of a conv weight."""
-    side = 16 * STRIDE
-    crops = random_crops(photos, max(1, count // 256), side, random) - PIXEL_MEAN
+    """About `count` 16x16 patches, centred, float32 (N, 768) in the order of a conv weight: whole grids
+    of them, one after the other, in raster order."""
+    crops = random_crops(photos, max(1, count // GRID**2), GRID * STRIDE, random) - PIXEL_MEAN
     grid = crops.unfold(2, STRIDE, STRIDE).unfold(3, STRIDE, STRIDE)
     return grid.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * STRIDE * STRIDE)
 
@@ -57,31 +68,110 @@ def fit_codebooks(
 
     Returns the quantiser and bits float32 (S, G, K): the empirical code length of each codeword.
     """
-    books: list[list[NDArray[np.int16]]] = []
     bits = torch.empty(config.stages, config.groups, config.codewords)
-    residual = latents.clone()
-    for stage in range(config.stages):
-        stage_books = []
-        rows = first = 0
-        for count, dim in config.blocks:
-            channels = slice(first, first + count * dim)
-            vectors = residual[:, channels].reshape(len(residual), count, dim).transpose(0, 1)
-            book, lengths = _fit_stage(vectors.contiguous(), config, config.mu[stage], iterations, random)
-            stage_books.append((book * SCALE).round().clamp(-32768, 32767).short().numpy())
-            bits[stage, rows : rows + count] = lengths
-            rows, first = rows + count, channels.stop
-        if stage == 0:
-            spread_unused(stage_books, bits[0], config, reach)
+    books, bits[0], predictor, residual = _fit_first(latents, config, reach, iterations, random)
+    _report(progress, 0, latents, residual)
+    for stage in range(1, config.stages):
+        stage_books, bits[stage] = _fit_books(residual, config, config.mu[stage], iterations, random)
         books.append(stage_books)
         quantizer = ResidualQuantizer(config, books)
         bias = config.mu[stage] * bits[stage, :, None]
         table = torch.zeros(config.groups, len(residual), dtype=torch.int32)
         index = quantizer.assign(stage, residual, bias, table)
         residual -= to_latent(quantizer.look_up(stage, index))
-        spent = torch.gather(bits[stage], 1, index.long()).sum(0).mean() / STRIDE**2
-        error = residual.square().sum(1).mean() / (3 * STRIDE**2)
-        progress(f"stage {stage}: {spent:.3f} bpp, squared error {error:.1f} inside the latent")
-    return quantizer, bits
+        _report(progress, stage, latents, residual)
+    return ResidualQuantizer(config, books, predictor), bits
+
+
+def _fit_first(
+    latents: Tensor,
+    config: QuantizerConfig,
+    reach: Tensor,
+    iterations: int,
+    random: np.random.Generator,
+) -> tuple[list[list[NDArray[np.int16]]], Tensor, Predictor | None, Tensor]:
+    """Codebooks, code lengths (G, K) and prediction of the first stage, and what it leaves (N, C)."""
+    price = config.mu[0]
+    if not config.predicted:
+        books, bits = _fit_books(latents, config, price, iterations, random)
+        spread_unused(books, bits, config, reach)
+        quantizer = ResidualQuantizer(config, [books])
+        return [books], bits, None, latents - to_latent(_decode_first(quantizer, latents, bits))
+    # At first as if every channel were rounded to the step that its price stands for.
+    step = math.sqrt(6.5 * price)
+    decoded = (latents.sign() * (latents.abs() / step + 0.4).floor() * step * SCALE).round().int()
+    for _ in range(_PREDICTION_ROUNDS):
+        equations = NormalEquations(config.predicted)
+        for some, known in _in_grids(latents, decoded):
+            equations.add(some, known, (GRID, GRID))
+        predictor = equations.solve()
+        residual = latents - to_latent(_predict_all(predictor, decoded))
+        books, bits = _fit_books(residual, config, price, iterations, random)
+        # What is to be added to a prediction can be as far off as the prediction itself.
+        spread_unused(books, bits, config, 1.5 * reach)
+        quantizer = ResidualQuantizer(config, [books], predictor)
+        decoded = _decode_first(quantizer, latents, bits)
+    return [books], bits, predictor, latents - to_latent(decoded)
+
+
+def _predict_all(predictor: Predictor, decoded: Tensor) -> Tensor:
+    """The prediction int32 (N, C) of every position from decoded neighbours, zero where there is none."""
+    parts = []
+    for (some,) in _in_grids(decoded):
+        predicted = torch.zeros_like(some)
+        for block, channels in enumerate(predictor.blocks):
+            for kind in range(CLASSES):
+                at = neighbours(kind, GRID, GRID)
+                predicted[:, at.here, channels] = predictor.predict(block, kind, some, at)
+        parts.append(predicted.flatten(0, 1))
+    return torch.cat(parts)
+
+
+def _decode_first(quantizer: ResidualQuantizer, latents: Tensor, bits: Tensor) -> Tensor:
+    """What the first stage decodes of latents (N, C) at its own price, int32."""
+    bias = quantizer.config.mu[0] * bits[:, None]
+    return torch.cat([_encode_grids(quantizer, 0, some, None, bias)[1] for (some,) in _in_grids(latents)])
+
+
+def _encode_grids(
+    quantizer: ResidualQuantizer, stage: int, target: Tensor, decoded: Tensor | None, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Indices (G, N) and what is decoded (N, C) of grids of latents, all with the same code lengths."""
+    before = torch.zeros(target.shape, dtype=torch.int32) if decoded is None else decoded
+    table = torch.zeros(len(bias), target.shape[0] * target.shape[1], dtype=torch.int32)
+    index, after = quantizer.encode_stage(stage, target, before, bias, table, (GRID, GRID))
+    return index, after.flatten(0, 1)
+
+
+def _in_grids(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Vectors (N, C) some grids at a time, (n, GRID^2, C)."""
+    grids = [part.reshape(-1, GRID * GRID, part.shape[1]) for part in vectors]
+    return zip(*(part.split(_BATCH) for part in grids), strict=True)
+
+
+def _fit_books(
+    residual: Tensor,
+    config: QuantizerConfig,
+    price: float,
+    iterations: int,
+    random: np.random.Generator,
+) -> tuple[list[NDArray[np.int16]], Tensor]:
+    """Codebooks of every block for vectors (N, C), and their code lengths (G, K)."""
+    books, lengths = [], []
+    first = 0
+    for count, dim in config.blocks:
+        channels = slice(first, first + count * dim)
+        vectors = residual[:, channels].reshape(len(residual), count, dim).transpose(0, 1)
+        book, bits = _fit_stage(vectors.contiguous(), config, price, iterations, random)
+        books.append((book * SCALE).round().clamp(-32768, 32767).short().numpy())
+        lengths.append(bits)
+        first = channels.stop
+    return books, torch.cat(lengths)
+
+
+def _report(progress: Callable[[str], None], stage: int, latents: Tensor, residual: Tensor) -> None:
+    error = residual.square().sum(1).mean() / (3 * STRIDE**2)
+    progress(f"stage {stage}: squared error {error:.1f} inside the latent")
 
 
 def spread_unused(
@@ -108,16 +198,19 @@ def static_bits(latents: Tensor, quantizer: ResidualQuantizer, *, iterations: in
     """Code lengths (S, G, K) of given codebooks on latents (N, C), each stage at its own price."""
     config = quantizer.config
     bits = torch.full((config.stages, config.groups, config.codewords), math.log2(config.codewords))
-    residual = latents.clone()
-    table = torch.zeros(config.groups, len(residual), dtype=torch.int32)
+    decoded = torch.zeros(latents.shape, dtype=torch.int32)
+    offset = torch.arange(config.groups)[:, None] * config.codewords
     for stage in range(config.stages):
         for _ in range(iterations):
             bias = config.mu[stage] * bits[stage, :, None]
-            index = quantizer.assign(stage, residual, bias, table)
-            offset = torch.arange(config.groups)[:, None] * config.codewords
+            found = [
+                _encode_grids(quantizer, stage, some, known, bias)
+                for some, known in _in_grids(latents, decoded)
+            ]
+            index = torch.cat([part for part, _ in found], 1)
             counts = torch.bincount((index.long() + offset).flatten(), minlength=bits[stage].numel())
             bits[stage] = _code_lengths(counts.reshape(bits[stage].shape).double())
-        residual -= to_latent(quantizer.look_up(stage, index))
+        decoded = torch.cat([part for _, part in found])
     return bits
 
 

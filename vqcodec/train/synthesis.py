@@ -6,7 +6,6 @@ divided by that of the linear path alone, so that easy and hard crops, low and h
 alike, as they do in a mean of PSNRs.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqcodec.precision import has_fast_bfloat16
-from vqcodec.quantizer import RatePoint, ResidualQuantizer, point_at, stage_price, to_latent
+from vqcodec.quantizer import ResidualQuantizer, point_at
 from vqcodec.train.checkpoint import random_state, set_random_state
+from vqcodec.train.coding import code_latent, validate_transform
 from vqcodec.train.photos import random_crops
 from vqcodec.train.schedule import check_loss, follow_weights, learning_rate
 from vqcodec.train.settings import TrainConfig
 from vqcodec.transform import PIXEL_MEAN, Analysis, Synthesis
 
-# Squared grey levels added to the linear path's error: a flat crop has next to none to improve.
-_ERROR_FLOOR = 3.0
+# Squared grey levels added to an error that others are measured in: a flat crop has next to none.
+ERROR_FLOOR = 3.0
 
 
 class SynthesisTrainer:
@@ -43,7 +43,7 @@ class SynthesisTrainer:
         self.config = config
         self.device = device
         self.analysis = analysis.to(device).eval()
-        self.synthesis = _channels_last(synthesis.to(device)).train().requires_grad_(True)
+        self.synthesis = channels_last(synthesis.to(device)).train().requires_grad_(True)
         self.quantizer = quantizer
         self.bits = bits
         self.parameters = [
@@ -64,10 +64,12 @@ class SynthesisTrainer:
         positions = (1 - self.random.random(config.batch)) * self.quantizer.config.stages
         points = [point_at(self.quantizer.config, p) for p in positions.tolist()]
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
-        latent, buckets = quantise_crops(self.analysis, self.quantizer, self.bits, crops, points)
         with torch.no_grad():
-            linear = self.synthesis.linear(latent) + PIXEL_MEAN
-            reference = (linear - crops).square().mean((1, 2, 3)) + _ERROR_FLOOR
+            coded = code_latent(self.quantizer, self.bits, self.analysis(crops), points)
+        latent, buckets = coded.latent.to(self.device), coded.buckets.to(self.device)
+        with torch.no_grad():
+            linear = self.synthesis.linear_picture(latent) + PIXEL_MEAN
+            reference = (linear - crops).square().mean((1, 2, 3)) + ERROR_FLOOR
         with short_floats(crops.device):
             picture = self.synthesis(latent, buckets)
         loss = ((picture - crops).square().mean((1, 2, 3)) / reference).mean()
@@ -82,31 +84,15 @@ class SynthesisTrainer:
 
     def averaged_synthesis(self) -> Synthesis:
         """A copy of the network with the moving average of the weights, in evaluation mode."""
-        copy = _channels_last(Synthesis(self.config.transform).to(self.device))
+        copy = channels_last(Synthesis(self.config.transform).to(self.device))
         copy.load_state_dict(self.average)
         return copy.eval()
 
     def validate(self, photos: list[NDArray[np.uint8]], size: int = 512) -> list[tuple[float, float]]:
         """(bpp by static code lengths, PSNR) at every complete stage, over centre crops."""
-        network = self.averaged_synthesis()
-        stages = self.config.quantizer.stages
-        totals = np.zeros((stages, 2))
-        for photo in photos:
-            height, width = (min(size, side) // 16 * 16 for side in photo.shape[:2])
-            top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
-            crop = torch.from_numpy(photo[top : top + height, left : left + width].copy())
-            pixels = crop.permute(2, 0, 1)[None].float().to(self.device)
-            for stage in range(stages):
-                spent: list[float] = []
-                complete = point_at(self.quantizer.config, stage + 1.0)
-                latent, bucket = quantise_crops(
-                    self.analysis, self.quantizer, self.bits, pixels, [complete], spent
-                )
-                with torch.no_grad():
-                    picture = network(latent, bucket).clamp(0, 255).round()
-                error = (picture - pixels).square().mean().item()
-                totals[stage] += spent[0] / (height * width), 10 * math.log10(255**2 / max(error, 1e-10))
-        return [(float(bpp), float(psnr)) for bpp, psnr in totals / len(photos)]
+        return validate_transform(
+            self.analysis, self.averaged_synthesis(), self.quantizer, self.bits, photos, size=size
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -127,7 +113,7 @@ class SynthesisTrainer:
         self.steps_done = int(state["steps"])
 
 
-def _channels_last(network: Synthesis) -> Synthesis:
+def channels_last(network: Synthesis) -> Synthesis:
     """The same network with its weights in the layout that convolutions are fastest in."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -135,41 +121,3 @@ def _channels_last(network: Synthesis) -> Synthesis:
 def short_floats(device: torch.device) -> torch.autocast:
     """Autocast to bfloat16 where convolutions are fast in it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device))
-
-
-@torch.no_grad()
-def quantise_crops(
-    analysis: Analysis,
-    quantizer: ResidualQuantizer,
-    bits: Tensor,
-    crops: Tensor,
-    points: list[RatePoint],
-    spent: list[float] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Decoded latents (N, C, h, w) and buckets (N,) of crops, each at its own point of the rate axis.
-
-    `spent`, if given, receives the bits of each crop by the static code lengths.
-    """
-    config = quantizer.config
-    latent = analysis(crops)
-    count, channels, height, width = latent.shape
-    area = height * width
-    target = latent.permute(0, 2, 3, 1).reshape(count, area, channels).cpu()
-    decoded = torch.zeros_like(target)
-    last = [point.last_stage for point in points]
-    cost = torch.zeros(count)
-    for stage in range(max(last) + 1):
-        active = [n for n in range(count) if last[n] >= stage]
-        prices = torch.tensor([stage_price(config, points[n], stage) for n in active])
-        bias = prices[None, :, None] * bits[stage][:, None, :]
-        table = torch.arange(len(active), dtype=torch.int32).repeat_interleave(area)
-        residual = (target[active] - decoded[active]).reshape(-1, channels)
-        index = quantizer.assign(stage, residual, bias, table.expand(config.groups, -1).contiguous())
-        decoded[active] += to_latent(quantizer.look_up(stage, index)).reshape(-1, area, channels)
-        lengths = torch.gather(bits[stage], 1, index.long()).sum(0).reshape(-1, area).sum(1)
-        cost[active] += lengths
-    if spent is not None:
-        spent.extend(cost.tolist())
-    buckets = torch.tensor([point.bucket for point in points], device=crops.device)
-    result = decoded.reshape(count, height, width, channels).permute(0, 3, 1, 2)
-    return result.to(crops.device), buckets

@@ -1,0 +1,128 @@
+"""The encoder's search: it only ever gains, at every size, and keeps what it promises elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.synthetic import synthetic_picture
+from vqcodec.blocks import cut_blocks, pad_latent
+from vqcodec.bottleneck import SymbolPlane, VectorBottleneck
+from vqcodec.cli import main
+from vqcodec.codec import Codec, load_codec
+from vqcodec.image import as_picture
+from vqcodec.quantizer import RatePoint
+from vqcodec.search import EFFORTS, check_effort, search_symbols
+from vqcodec.truncation import truncate
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_model: Path) -> Codec:
+    return load_codec(str(tiny_model), "cpu")
+
+
+def _cost(codec: Codec, picture: np.ndarray, planes: list[SymbolPlane], point: RatePoint) -> float:
+    """J of symbols, by decoding them with no part of the search."""
+    indices = [plane.index for plane in planes]
+    while len(indices) > 1 and not indices[-1].any():
+        indices.pop()
+    latent = codec.model.bottleneck.from_symbols(indices, point.bucket)[None]
+    bucket = codec.model.bottleneck.shown_bucket(indices, point.bucket)
+    with torch.inference_mode():
+        pixels = codec.synthesis(latent, torch.tensor([bucket]))[0]
+    height, width = picture.shape[:2]
+    difference = pixels[:, :height, :width].permute(1, 2, 0).numpy() - picture
+    return float((difference**2).sum()) + point.price * sum(plane.bits for plane in planes)
+
+
+@pytest.mark.parametrize("size", [(128, 160), (131, 145)])
+@pytest.mark.parametrize("quality", [20, 60, 95])
+def test_more_effort_never_costs_more(codec: Codec, size: tuple[int, int], quality: int) -> None:
+    picture = synthetic_picture(5, *size)
+    point = codec.model.config.points[quality - 1]
+    bottleneck = codec.model.bottleneck
+    assert isinstance(bottleneck, VectorBottleneck)
+    latent = codec._latent(as_picture(picture))
+    pixels = torch.from_numpy(picture).permute(2, 0, 1).float()
+    costs = []
+    for effort in (1, 3, 6):
+        planes = search_symbols(latent, pixels, point, bottleneck, codec.synthesis, effort=effort)
+        costs.append(_cost(codec, picture, planes, point))
+    # The search sums in blocks and in float32.
+    for less, more in zip(costs, costs[1:], strict=False):
+        assert more <= less * (1 + 1e-5)
+
+
+def test_a_search_finds_something(codec: Codec) -> None:
+    picture = synthetic_picture(5, 128, 160)
+    files = {codec.compress(picture, quality=60, effort=effort) for effort in (1, 2)}
+    assert len(files) == 2
+
+
+def test_effort_one_assigns_once(codec: Codec) -> None:
+    picture = synthetic_picture(6, 90, 70)
+    point = codec.model.config.points[59]
+    planes = codec.model.bottleneck.to_symbols(codec._latent(as_picture(picture)), point)
+    found = codec.analyse(picture, quality=60, effort=1).indices
+    for plane, index in zip(planes, found, strict=True):
+        assert np.array_equal(plane.index, index)
+
+
+def test_searching_again_gives_the_same_bytes_and_stages_cut_them(codec: Codec) -> None:
+    picture = synthetic_picture(7, 75, 118)
+    whole = codec.compress(picture, quality=90, effort=5)
+    assert codec.compress(picture, quality=90, effort=5) == whole
+    assert codec.compress(picture, quality=90, effort=5, stages=1) == truncate(whole, stages=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (17, 3)])
+def test_small_pictures(codec: Codec, shape: tuple[int, int]) -> None:
+    picture = synthetic_picture(8, *shape)
+    decoded = codec.decompress(codec.compress(picture, quality=80, effort=6))
+    assert decoded.size == shape[::-1]
+
+
+@pytest.mark.parametrize("effort", [0, EFFORTS + 1, True, 2.0, "4"])
+def test_what_is_no_effort(codec: Codec, effort: object) -> None:
+    with pytest.raises(ValueError, match=r"effort must be 1\.\.9"):
+        check_effort(effort)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"effort must be 1\.\.9"):
+        codec.compress(synthetic_picture(1, 20, 20), effort=effort)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 640), (250, 131), (33, 1000)])
+@pytest.mark.parametrize("side", [1, 7, 40])
+def test_blocks_cover_every_pixel_once(size: tuple[int, int], side: int) -> None:
+    height, width = size
+    seen = np.zeros(size, int)
+    rows, columns = np.mgrid[:height, :width]
+    for block in cut_blocks(height, width, side):
+        seen[block.pixels] += 1
+        tops, lefts = (part.start * 16 for part in block.latents)
+        assert np.array_equal(rows[block.pixels][:, 0] - tops, np.arange(height + 16)[block.inside[0]])
+        assert np.array_equal(columns[block.pixels][0] - lefts, np.arange(width + 16)[block.inside[1]])
+    assert (seen == 1).all()
+
+
+def test_a_small_latent_is_continued() -> None:
+    latent = torch.arange(6.0).reshape(1, 2, 3)
+    padded = pad_latent(latent)
+    assert padded.shape == (1, 8, 8)
+    assert torch.equal(padded[:, :2, :3], latent)
+    assert (padded[0, 2:, 2:] == 5).all()
+    assert pad_latent(torch.zeros(2, 9, 11)).shape == (2, 9, 11)
+
+
+def test_the_command_takes_an_effort(codec: Codec, tiny_model: Path, tmp_path: Path) -> None:
+    picture = synthetic_picture(5, 64, 80)
+    source, out = tmp_path / "a.png", tmp_path / "a.vqc"
+    Image.fromarray(picture).save(source)
+    options = ["--model", str(tiny_model), "--device", "cpu", "-q", "60", "-f"]
+    for effort in (1, 3):
+        assert main(["compress", str(source), *options, "--effort", str(effort)]) == 0
+        assert out.read_bytes() == codec.compress(picture, quality=60, effort=effort)
+    with pytest.raises(SystemExit) as stop:
+        main(["compress", str(source), *options, "--effort", "10"])
+    assert stop.value.code == 2

@@ -1,0 +1,102 @@
+"""Search for a better encoding at a given price: iterated assignment through the synthesis.
+
+The encoder's assignment takes squared error in the latent for squared error of the pixels, which it is
+for the linear part of the synthesis alone. Each round linearises the whole synthesis S around what is
+decoded now, q, and assigns anew what that asks for,
+
+    target = q - grad_q ||S(q) - x||^2 / 2
+
+at the same price of a bit (the step of a majorise-minimise scheme, "iterative thresholding":
+I. Daubechies, M. Defrise, C. De Mol, Comm. Pure Appl. Math. 57, 2004, with codewords and the
+conditional prior's code lengths in place of a threshold). For a linear orthonormal S the target is the
+latent itself. Of all rounds the one with the least J = squared error + price * bits is kept, so that a
+search never ends behind where it began. Decoding knows nothing of it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqcodec.blocks import cut_blocks, pad_latent
+from vqcodec.bottleneck import SymbolPlane, VectorBottleneck
+from vqcodec.quantizer import RatePoint
+from vqcodec.transform import Synthesis
+
+EFFORTS = 9
+DEFAULT_EFFORT = 4
+# Rounds of each effort 1..9.
+_ROUNDS = (0, 1, 2, 3, 4, 6, 9, 14, 24)
+# Side in latents of the blocks that gradients are taken of: activations are kept, so they are small.
+_BLOCK = 40
+
+
+@dataclass
+class _Found:
+    planes: list[SymbolPlane]
+    cost: float
+
+
+def search_symbols(
+    latent: Tensor,
+    pixels: Tensor,
+    point: RatePoint,
+    bottleneck: VectorBottleneck,
+    synthesis: Synthesis,
+    *,
+    effort: int,
+) -> list[SymbolPlane]:
+    """The best symbols found for latent (C, h, w) and pixels float32 (3, H, W), on one device.
+
+    effort: 1..EFFORTS; 1 assigns once. ValueError for others. Deterministic where the synthesis is.
+    """
+    planes = bottleneck.to_symbols(latent, point)
+    rounds = _ROUNDS[check_effort(effort) - 1]
+    best: _Found | None = None
+    for number in range(rounds + 1 if rounds else 0):
+        last = number == rounds
+        error, target = _descend(planes, pixels, point, bottleneck, synthesis, only_error=last)
+        cost = error + point.price * sum(plane.bits for plane in planes)
+        if best is None or cost < best.cost:
+            best = _Found(planes, cost)
+        if not last:
+            planes = bottleneck.to_symbols(target, point)
+    return planes if best is None else best.planes
+
+
+def check_effort(effort: int) -> int:
+    """The effort, if it is one. ValueError otherwise."""
+    if isinstance(effort, bool) or not isinstance(effort, int) or not 1 <= effort <= EFFORTS:
+        raise ValueError(f"effort must be 1..{EFFORTS}, got {effort!r}")
+    return effort
+
+
+def _descend(
+    planes: list[SymbolPlane],
+    pixels: Tensor,
+    point: RatePoint,
+    bottleneck: VectorBottleneck,
+    synthesis: Synthesis,
+    *,
+    only_error: bool,
+) -> tuple[float, Tensor]:
+    """Squared error of what symbols decode to, and the latent (C, h, w) to aim at from there."""
+    coded = max((n + 1 for n, plane in enumerate(planes) if plane.index.any()), default=1)
+    indices = [plane.index for plane in planes[:coded]]
+    bucket = bottleneck.shown_bucket(indices, point.bucket)
+    rate = torch.tensor([bucket], device=pixels.device)
+    # Inside inference mode tensors could not take part in a gradient.
+    with torch.inference_mode(False), torch.set_grad_enabled(not only_error):
+        decoded = bottleneck.from_symbols(indices, point.bucket).clone().to(pixels.device)
+        decoded.requires_grad_(not only_error)
+        error = 0.0
+        for block in cut_blocks(pixels.shape[1], pixels.shape[2], _BLOCK):
+            part = pad_latent(decoded)[None, :, *block.latents]
+            picture = synthesis(part.contiguous(memory_format=torch.channels_last), rate)[0]
+            missed = (picture[:, *block.inside] - pixels[:, *block.pixels].clone()).square().sum()
+            if not only_error:
+                missed.backward()
+            error += missed.item()
+        if only_error or decoded.grad is None:
+            return error, decoded
+        return error, decoded.detach() - decoded.grad / 2
