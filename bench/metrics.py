@@ -38,6 +38,8 @@ INSTRUCTION_SETS = (
     "i8mm",
 )
 """Flags of /proc/cpuinfo that decide how fast this codec is."""
+MARGIN_GRID = 1000
+"""Rates between the points of two curves at which their margin is looked at."""
 
 
 class CurveError(ValueError):
@@ -48,11 +50,13 @@ class CurveError(ValueError):
 class Curve:
     """Points of a rate-distortion curve in the order of the quality setting.
 
-    bpp: bits per pixel; psnr: dB. Both have one value a point.
+    bpp: bits per pixel; decibels: PSNR, or MS-SSIM as `ms_ssim_decibels` spreads it. Both have one
+    value a point. measure: what the decibels are, for messages.
     """
 
     bpp: tuple[float, ...]
-    psnr: tuple[float, ...]
+    decibels: tuple[float, ...]
+    measure: str = "PSNR"
 
 
 def curve_of_means(bpp: ArrayLike, psnr: ArrayLike) -> Curve:
@@ -69,6 +73,11 @@ def curve_of_means(bpp: ArrayLike, psnr: ArrayLike) -> Curve:
     return Curve(tuple(rates.mean(axis=1).tolist()), tuple(decibels.mean(axis=1).tolist()))
 
 
+def ms_ssim_decibels(value: float) -> float:
+    """-10 log10(1 - value), which spreads out the values near 1; infinite from 1 on."""
+    return -10 * math.log10(1 - value) if value < 1 else math.inf
+
+
 def _pchip(x: ArrayLike, y: ArrayLike) -> Any:
     """Monotone piecewise cubic through the points; scipy comes with the extra `bench`."""
     from scipy.interpolate import PchipInterpolator
@@ -78,19 +87,29 @@ def _pchip(x: ArrayLike, y: ArrayLike) -> Any:
 
 def require_range(curve: Curve, *, low: float, high: float) -> None:
     """CurveError unless `curve` rises strictly and reaches from `low` dB or less to `high` dB."""
-    _require_rising(curve)
-    if curve.psnr[0] > low or curve.psnr[-1] < high:
+    require_rising(curve)
+    if curve.decibels[0] > low or curve.decibels[-1] < high:
         raise CurveError(
-            f"goes from {curve.psnr[0]:.2f} to {curve.psnr[-1]:.2f} dB "
+            f"goes from {curve.decibels[0]:.2f} to {curve.decibels[-1]:.2f} dB "
             f"and does not reach both ends of {low:g} to {high:g} dB"
         )
 
 
+def require_rates(curve: Curve, *, low: float, high: float) -> None:
+    """CurveError unless `curve` rises strictly and reaches from `low` bpp or less to `high` bpp."""
+    require_rising(curve)
+    if curve.bpp[0] > low or curve.bpp[-1] < high:
+        raise CurveError(
+            f"goes from {curve.bpp[0]:.3f} to {curve.bpp[-1]:.3f} bpp "
+            f"and does not reach both ends of {low:g} to {high:g} bpp"
+        )
+
+
 def bd_rate(curve: Curve, anchor: Curve, *, low: float, high: float) -> float:
-    """Mean difference in rate of `curve` against `anchor` at equal PSNR, in per cent.
+    """Mean difference in rate of `curve` against `anchor` at equal decibels, in per cent.
 
     Negative: `curve` needs fewer bits. Bjøntegaard's measure with log(bpp) as a monotone piecewise
-    cubic (PCHIP) of PSNR through all points of each curve, averaged over `low`..`high` dB. Raises
+    cubic (PCHIP) of the decibels through all points of each curve, averaged over `low`..`high` dB. Raises
     CurveError unless both curves rise strictly and reach both ends of that range.
     """
     if not low < high:
@@ -98,39 +117,56 @@ def bd_rate(curve: Curve, anchor: Curve, *, low: float, high: float) -> float:
     integrals = []
     for each in (curve, anchor):
         require_range(each, low=low, high=high)
-        log_rate = _pchip(each.psnr, np.log(each.bpp))
+        log_rate = _pchip(each.decibels, np.log(each.bpp))
         integrals.append(float(log_rate.integrate(low, high)))
     return 100.0 * math.expm1((integrals[0] - integrals[1]) / (high - low))
 
 
-def psnr_at(curve: Curve, bpp: float) -> float:
-    """PSNR in dB of the curve at `bpp`: PCHIP over log(bpp). CurveError outside the curve."""
-    _require_rising(curve)
+def decibels_at(curve: Curve, bpp: float) -> float:
+    """Decibels of the curve at `bpp`: PCHIP over log(bpp). CurveError outside the curve."""
+    require_rising(curve)
     if not curve.bpp[0] <= bpp <= curve.bpp[-1]:
         raise CurveError(f"has no point at {bpp:g} bpp")
-    return float(_pchip(np.log(curve.bpp), curve.psnr)(math.log(bpp)))
+    return float(_pchip(np.log(curve.bpp), curve.decibels)(math.log(bpp)))
 
 
-def bpp_at(curve: Curve, psnr: float) -> float:
-    """Bits per pixel that the curve needs for `psnr` dB. CurveError outside the curve."""
-    _require_rising(curve)
-    if not curve.psnr[0] <= psnr <= curve.psnr[-1]:
-        raise CurveError(f"has no point at {psnr:.2f} dB")
-    return math.exp(float(_pchip(curve.psnr, np.log(curve.bpp))(psnr)))
+def bpp_at(curve: Curve, decibels: float) -> float:
+    """Bits per pixel that the curve needs for `decibels`. CurveError outside the curve."""
+    require_rising(curve)
+    if not curve.decibels[0] <= decibels <= curve.decibels[-1]:
+        raise CurveError(f"has no point at {decibels:.2f} dB")
+    return math.exp(float(_pchip(curve.decibels, np.log(curve.bpp))(decibels)))
 
 
-def _require_rising(curve: Curve) -> None:
-    """CurveError unless there are two points or more, and bpp and PSNR rise with each."""
-    if len(curve.bpp) != len(curve.psnr):
-        raise ValueError(f"{len(curve.bpp)} rates but {len(curve.psnr)} PSNRs")
+def least_margin(curve: Curve, other: Curve, *, low: float, high: float) -> tuple[float, float]:
+    """Least of the decibels of `curve` minus those of `other` at equal rate, and the bpp where.
+
+    Looked for at the points of both curves from `low` to `high` bpp and at MARGIN_GRID rates between,
+    each curve as in `decibels_at`. CurveError unless both rise strictly and reach both ends.
+    """
+    if not low <= high:
+        raise ValueError(f"expected low <= high, got {low} and {high}")
+    for each in (curve, other):
+        require_rates(each, low=low, high=high)
+    points = np.array([bpp for bpp in (*curve.bpp, *other.bpp) if low <= bpp <= high])
+    rates = np.concatenate([points, np.geomspace(low, high, MARGIN_GRID)])
+    ours, theirs = (_pchip(np.log(each.bpp), each.decibels)(np.log(rates)) for each in (curve, other))
+    at = int(np.argmin(ours - theirs))
+    return float(ours[at] - theirs[at]), float(rates[at])
+
+
+def require_rising(curve: Curve) -> None:
+    """CurveError unless there are two points or more, and bpp and decibels rise with each."""
+    if len(curve.bpp) != len(curve.decibels):
+        raise ValueError(f"{len(curve.bpp)} rates but {len(curve.decibels)} decibels")
     if len(curve.bpp) < 2:
         raise CurveError("has fewer than two points")
-    if not all(math.isfinite(value) for value in (*curve.bpp, *curve.psnr)):
+    if not all(math.isfinite(value) for value in (*curve.bpp, *curve.decibels)):
         raise CurveError("has a point without a finite value (a picture came back without loss)")
     if curve.bpp[0] <= 0:
         raise CurveError("has a point without bits")
     for point in range(1, len(curve.bpp)):
-        for name, values in (("bpp", curve.bpp), ("PSNR", curve.psnr)):
+        for name, values in (("bpp", curve.bpp), (curve.measure, curve.decibels)):
             if values[point] <= values[point - 1]:
                 raise CurveError(
                     f"is not strictly monotone: {name} goes from {values[point - 1]:.4f} "
@@ -188,7 +224,7 @@ def _cpu() -> tuple[str, frozenset[str]]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the figures."""
     found = {"python": platform.python_version()}
-    for name in ("vqcodec", "torch", "pillow", "numpy", "constriction"):
+    for name in ("vqcodec", "torch", "pillow", "numpy", "constriction", "pytorch-msssim"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,16 +1,18 @@
 """Rate and distortion of vqcodec beside the codecs that Pillow has, in one run.
 
-    python bench/rd.py --images DIR [--codecs vqcodec,jpeg,...] [--bits] [--steps] [--json FILE]
+    python bench/rd.py --images DIR [--codecs vqcodec,jpeg,...] [--ms-ssim] [--bits] [--steps]
+                       [--json FILE]
 
 Purpose: the curve of means over a folder of pictures, BD-rate against each other codec, and the
-bars that belong to them. Exit status: 0, 1 if a check fails, 2 for a wrong command line, 3 if the
-model is missing.
+bars that belong to them (rd_checks.py). Exit status: 0, 1 if a check fails, 2 for a wrong command
+line, 3 if the model is missing.
 
-Layout: pictures; the classical codecs; vqcodec; code lengths (--bits); tables, checks, plot; main.
+Layout: pictures; the classical codecs; vqcodec; tables, result file, plot; main.
 
 What is measured: whole files, in memory. Every file is decoded again, its size is compared with
 the picture's, and PSNR-RGB is taken between the 8-bit picture and what came back. A point of a
-curve is the plain mean of bpp and of PSNR (in dB) over the pictures at one quality setting.
+curve is the plain mean of bpp and of PSNR (in dB) over the pictures at one quality setting; with
+--ms-ssim there is also the curve of the mean MS-SSIM, over the pictures that are large enough for it.
 Pictures are handed over upright, as RGB and without metadata, to every codec alike.
 """
 
@@ -23,12 +25,12 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,37 +39,34 @@ from PIL import Image, ImageOps, features
 # Run as a script: the root comes last, so that an installed vqcodec is the one that is measured.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from bench.metrics import (
-    Curve,
-    CurveError,
-    bd_rate,
-    bpp_at,
-    curve_of_means,
-    empirical_bits,
-    psnr_at,
-    record,
-    require_range,
-    write_json,
+from bench.metrics import Curve, curve_of_means, ms_ssim_decibels, record, write_json
+from bench.rd_checks import (
+    BD_HIGH,
+    BD_LOW,
+    MARGIN_HIGH,
+    MARGIN_LOW,
+    Bars,
+    BitCount,
+    Check,
+    check_bd_rate,
+    check_bits,
+    check_curve,
+    check_overhead,
+    check_rates,
+    check_steps,
+    compare,
+    compare_at,
+    compare_overlap,
+    compare_published,
+    compare_rates,
+    range_text,
 )
-from vqcodec.similarity import psnr_rgb
+from vqcodec.similarity import MS_SSIM_SIDE, ms_ssim_rgb, psnr_rgb
 
 if TYPE_CHECKING:
-    from vqcodec.codec import Codec, EncodeStats
+    from vqcodec.codec import Codec
 
-BD_LOW, BD_HIGH = 26.0, 35.0
-"""PSNR range of the BD-rate, dB."""
 FIXED_BPP = (0.15, 0.25, 0.5, 0.75, 1.0, 1.2)
-PUBLISHED_LEAST = 6.0
-"""dB that a published curve must share with that range to be compared."""
-LOWEST_BPP, HIGHEST_BPP = 0.10, 1.2
-"""The curve of means must start at or below the first and end at or above the second."""
-STEP_LOW, STEP_HIGH = 0.5, 6.0
-"""Growth of the mean bytes from each quality to the next, per cent."""
-ESTIMATE_TOLERANCE = 1.0
-"""Real payload bits against the ideal code length, per cent."""
-LEAST_SAVING = 10.0
-"""Real payload bits against the empirical entropy of each codebook's indices, per cent."""
-
 DEFAULT_QUALITIES = (1, *range(5, 101, 5))
 SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm"})
 
@@ -93,35 +92,64 @@ def load_picture(path: Path) -> Image.Image:
 # --- measuring ------------------------------------------------------------------------------------
 
 
+class FileFigures(NamedTuple):
+    """One file: bytes; PSNR-RGB, dB; MS-SSIM, None if it was not asked for or cannot be had."""
+
+    size: int
+    psnr: float
+    ms_ssim: float | None
+
+
 @dataclass(frozen=True)
 class Measured:
     """One codec over all pictures.
 
     settings: (settings,) in order of rising rate; size: whole-file bytes, int64, and bpp, psnr
-    (dB), float64: each (settings, pictures).
+    (dB), float64: each (settings, pictures). large: (pictures,) bool, those that have an MS-SSIM;
+    ms_ssim: (settings, large pictures), float64.
     """
 
     settings: tuple[float, ...]
     size: NDArray[np.int64]
     bpp: NDArray[np.float64]
     psnr: NDArray[np.float64]
+    large: NDArray[np.bool_]
+    ms_ssim: NDArray[np.float64]
 
     @property
     def curve(self) -> Curve:
         """Means over the pictures."""
         return curve_of_means(self.bpp, self.psnr)
 
+    @property
+    def ms_ssim_curve(self) -> Curve | None:
+        """Means over the large pictures, MS-SSIM turned to decibels after it; None without any."""
+        if not self.large.any():
+            return None
+        bpp = self.bpp[:, self.large].mean(axis=1)
+        decibels = (ms_ssim_decibels(value) for value in self.ms_ssim.mean(axis=1).tolist())
+        return Curve(tuple(bpp.tolist()), tuple(decibels), "MS-SSIM")
+
 
 def measured(
     settings: Sequence[float],
     pictures: Sequence[Image.Image],
-    results: Sequence[Sequence[tuple[int, float]]],
+    results: Sequence[Sequence[FileFigures]],
 ) -> Measured:
-    """Gather `results`: for each picture, (bytes, PSNR) for each setting."""
-    size = np.array([[size for size, _ in row] for row in results], dtype=np.int64).T
-    psnr = np.array([[psnr for _, psnr in row] for row in results]).T
+    """Gather `results`: for each picture, the figures for each setting."""
+    size = np.array([[file.size for file in row] for row in results], dtype=np.int64).T
+    psnr = np.array([[file.psnr for file in row] for row in results]).T
     pixels = np.array([picture.width * picture.height for picture in pictures])
-    return Measured(tuple(settings), size, 8.0 * size / pixels, psnr)
+    large = np.array([all(file.ms_ssim is not None for file in row) for row in results])
+    ms_ssim = [[file.ms_ssim for file in row] for row, has in zip(results, large, strict=True) if has]
+    return Measured(
+        tuple(settings),
+        size,
+        8.0 * size / pixels,
+        psnr,
+        large,
+        np.array(ms_ssim, dtype=np.float64).reshape(-1, len(settings)).T,
+    )
 
 
 def psnr_of_file(picture: Image.Image, decoded: Image.Image, what: str) -> float:
@@ -129,6 +157,17 @@ def psnr_of_file(picture: Image.Image, decoded: Image.Image, what: str) -> float
     if decoded.size != picture.size:
         raise RuntimeError(f"{what}: {picture.size} went in and {decoded.size} came back")
     return psnr_rgb(np.asarray(picture), np.asarray(decoded.convert("RGB")))
+
+
+def figures_of_file(
+    picture: Image.Image, size: int, decoded: Image.Image, what: str, *, ms_ssim: bool
+) -> FileFigures:
+    """The figures of a file of `size` bytes, with MS-SSIM or not; errors as for `psnr_of_file`."""
+    psnr = psnr_of_file(picture, decoded, what)
+    if not ms_ssim:
+        return FileFigures(size, psnr, None)
+    likeness = ms_ssim_rgb(np.asarray(picture), np.asarray(decoded.convert("RGB")))
+    return FileFigures(size, psnr, likeness)
 
 
 @dataclass(frozen=True)
@@ -178,8 +217,15 @@ CLASSICAL = {
 }
 
 
-def measure_file(name: str, path: Path) -> list[tuple[int, float]]:
-    """(bytes, PSNR) of one picture with a classical codec, for each of its settings."""
+def use_one_thread() -> None:
+    """For processes beside each other: torch would take every CPU in each of them."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def measure_file(name: str, path: Path, *, ms_ssim: bool) -> list[FileFigures]:
+    """The figures of one picture with a classical codec, for each of its settings."""
     codec, picture, results = CLASSICAL[name], load_picture(path), []
     for setting in codec.settings:
         stream = io.BytesIO()
@@ -187,21 +233,28 @@ def measure_file(name: str, path: Path) -> list[tuple[int, float]]:
         size = stream.tell()
         stream.seek(0)
         with Image.open(stream) as decoded:
-            results.append((size, psnr_of_file(picture, decoded, f"{name}, {path.name}")))
+            what = f"{name}, {path.name}"
+            results.append(figures_of_file(picture, size, decoded, what, ms_ssim=ms_ssim))
     return results
 
 
 def measure_classical(
-    name: str, paths: Sequence[Path], pictures: Sequence[Image.Image], *, jobs: int
+    name: str,
+    paths: Sequence[Path],
+    pictures: Sequence[Image.Image],
+    *,
+    ms_ssim: bool,
+    jobs: int,
 ) -> Measured:
     """A classical codec over all pictures, on `jobs` processes."""
-    measure = partial(measure_file, name)
+    measure = partial(measure_file, name, ms_ssim=ms_ssim)
     if jobs == 1:
         results = [measure(path) for path in paths]
     else:
         # spawn: a fork of a process with torch's threads may hang.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        start = use_one_thread if ms_ssim else None
+        with ProcessPoolExecutor(jobs, mp_context=context, initializer=start) as pool:
             results = list(pool.map(measure, paths))
     return measured(CLASSICAL[name].settings, pictures, results)
 
@@ -212,6 +265,8 @@ def measure_vqcodec(
     pictures: Sequence[Image.Image],
     *,
     qualities: Sequence[int],
+    effort: int,
+    ms_ssim: bool,
     bits: dict[int, BitCount] | None,
 ) -> tuple[Measured, int]:
     """vqcodec over all pictures, and the code_id that its files carry.
@@ -224,14 +279,13 @@ def measure_vqcodec(
     for number, (path, picture) in enumerate(zip(paths, pictures, strict=True), 1):
         row = []
         for quality in qualities:
-            data = codec.compress(picture, quality=quality)
+            stats = codec.analyse(picture, quality=quality, effort=effort)
+            data = stats.data
             code_ids.add(read_header(data).code_id)
             what = f"vqcodec -q {quality}, {path.name}"
-            row.append((len(data), psnr_of_file(picture, codec.decompress(data), what)))
+            decoded = codec.decompress(data)
+            row.append(figures_of_file(picture, len(data), decoded, what, ms_ssim=ms_ssim))
             if bits is not None:
-                stats = codec.analyse(picture, quality=quality)
-                if stats.bytes != len(data):
-                    raise RuntimeError(f"{what}: analyse() counts {stats.bytes} of {len(data)} B")
                 bits[quality].add(stats)
         results.append(row)
         say(f"vqcodec: {number} of {len(paths)}")
@@ -240,75 +294,20 @@ def measure_vqcodec(
     return measured(qualities, pictures, results), code_ids.pop()
 
 
-def measure_steps(codec: Codec, pictures: Sequence[Image.Image], known: Measured) -> NDArray[np.float64]:
+def measure_steps(
+    codec: Codec, pictures: Sequence[Image.Image], known: Measured, *, effort: int
+) -> NDArray[np.float64]:
     """Mean bytes at each quality 1..100, (100,), taking those that `known` has from there."""
     mean = dict(zip(known.settings, known.size.mean(axis=1), strict=True))
     for quality in range(1, 101):
         if quality not in mean:
-            sizes = [len(codec.compress(picture, quality=quality)) for picture in pictures]
+            sizes = [len(codec.compress(p, quality=quality, effort=effort)) for p in pictures]
             mean[quality] = np.mean(sizes)
             say(f"vqcodec: steps, quality {quality}")
     return np.array([mean[quality] for quality in range(1, 101)])
 
 
-# --- code lengths ---------------------------------------------------------------------------------
-
-
-@dataclass
-class BitCount:
-    """Code lengths at one quality, summed over the pictures.
-
-    real: bits of the payloads in the files; estimated: ideal code length under the tables that
-    were used; counts: how often each index occurs, for each codebook (stage, group).
-    """
-
-    real: int = 0
-    estimated: float = 0.0
-    counts: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
-
-    def add(self, stats: EncodeStats) -> None:
-        """Add one picture. `stats.indices`: for each stage an integer array (G, H, W)."""
-        self.real += 8 * stats.payload_bytes
-        self.estimated += stats.estimated_bits
-        for stage, planes in enumerate(stats.indices):
-            for group, plane in enumerate(planes):
-                old = self.counts.get((stage, group), np.zeros(0, dtype=np.int64))
-                new = np.bincount(np.asarray(plane).ravel(), minlength=len(old))
-                new[: len(old)] += old
-                self.counts[stage, group] = new
-
-    @property
-    def empirical(self) -> float:
-        """Bits of the same indices at the empirical entropy of each codebook over all pictures."""
-        return sum(empirical_bits(counts) for counts in self.counts.values())
-
-    @property
-    def excess(self) -> float:
-        """Real over estimated bits, per cent; 0 if there is nothing to code."""
-        return 100.0 * (self.real / self.estimated - 1.0) if self.estimated else 0.0
-
-    @property
-    def saving(self) -> float:
-        """What the conditional prior saves against `empirical`, per cent; 0 if that is empty."""
-        empirical = self.empirical
-        return 100.0 * (1.0 - self.real / empirical) if empirical else 0.0
-
-
 # --- what is said ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Check:
-    """One bar: `passed` is None where it could not be measured."""
-
-    name: str
-    value: str
-    passed: bool | None
-
-    @property
-    def status(self) -> str:
-        """PASS, FAIL or n/a."""
-        return {True: "PASS", False: "FAIL", None: "n/a"}[self.passed]
 
 
 def say(text: str) -> None:
@@ -316,69 +315,54 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def compare(curve: Curve, others: dict[str, Curve]) -> dict[str, dict[str, Any]]:
-    """BD-rate of `curve` against each of `others`: `percent`, or None and the `reason`."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, other in others.items():
-        try:
-            percent = round(bd_rate(curve, other, low=BD_LOW, high=BD_HIGH), 2)
-            found[name] = {"percent": percent}
-        except CurveError as error:
-            found[name] = {"percent": None, "reason": str(error)}
-    return found
+def points(result: Measured) -> list[dict[str, Any]]:
+    """The points of the curves of means, as the result file has them; None for what is infinite.
 
-
-def compare_published(curve: Curve, others: dict[str, Curve]) -> dict[str, dict[str, Any]]:
-    """BD-rate of `curve` against those of `others` that are monotone and long enough.
-
-    Few published curves reach both ends of the range, so each is compared over the part of it that
-    it has, `range_db`, if that is at least PUBLISHED_LEAST dB.
+    With MS-SSIM, `ms_ssim_bpp` is there where pictures were left out of its mean.
     """
-    found = {}
-    for name, other in others.items():
-        low, high = max(BD_LOW, other.psnr[0]), min(BD_HIGH, other.psnr[-1])
-        if high - low < PUBLISHED_LEAST:
-            continue
-        try:
-            percent = round(bd_rate(curve, other, low=low, high=high), 2)
-            found[name] = {"percent": percent, "range_db": [round(low, 2), round(high, 2)]}
-        except CurveError:
-            continue
-    return found
-
-
-def compare_at(curve: Curve, other: Curve, bpp: float) -> dict[str, float] | None:
-    """At `bpp`: PSNR of `curve` minus that of `other`, and the bytes it needs per byte of `other`
-    at the PSNR it has there. None where a curve does not reach.
-    """
-    try:
-        psnr = psnr_at(curve, bpp)
-        return {
-            "psnr_difference": round(psnr - psnr_at(other, bpp), 3),
-            "rate_ratio": round(bpp / bpp_at(other, psnr), 4),
+    curve, similar = result.curve, result.ms_ssim_curve
+    found: list[dict[str, Any]] = []
+    for at, setting in enumerate(result.settings):
+        point = {
+            "setting": setting,
+            "bytes": round(float(result.size[at].mean()), 1),
+            "bpp": round(curve.bpp[at], 6),
+            "psnr": round_finite(curve.decibels[at], 4),
         }
-    except CurveError:
-        return None
+        if similar is not None:
+            point["ms_ssim"] = round(float(result.ms_ssim[at].mean()), 6)
+            point["ms_ssim_db"] = round_finite(similar.decibels[at], 4)
+            if not result.large.all():
+                point["ms_ssim_bpp"] = round(similar.bpp[at], 6)
+        found.append(point)
+    return found
 
 
-def print_points(name: str, settings: Iterable[float], curve: Curve) -> None:
-    """The points of one curve."""
-    print(f"\n{name}\n  {'setting':>8} {'bpp':>8} {'PSNR dB':>8}")
-    for setting, bpp, psnr in zip(settings, curve.bpp, curve.psnr, strict=True):
-        print(f"  {setting:>8g} {bpp:>8.4f} {psnr:>8.3f}")
+def round_finite(value: float, digits: int) -> float | None:
+    """`value` rounded for a result file; None if it is infinite, which JSON cannot hold."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def print_points(name: str, result: Measured) -> None:
+    """The points of the curves of means, MS-SSIM with the decibels of its mean."""
+    curve, similar = result.curve, result.ms_ssim_curve
+    print(f"\n{name}\n  {'setting':>8} {'bpp':>8} {'PSNR dB':>8}", end="")
+    print("" if similar is None else f" {'MS-SSIM':>8} {'in dB':>8}")
+    for at, setting in enumerate(result.settings):
+        print(f"  {setting:>8g} {curve.bpp[at]:>8.4f} {curve.decibels[at]:>8.3f}", end="")
+        if similar is not None:
+            print(f" {result.ms_ssim[at].mean():>8.5f} {similar.decibels[at]:>8.3f}", end="")
+        print()
 
 
 def print_bd(title: str, found: dict[str, dict[str, Any]]) -> None:
     """BD-rates, smallest first; those that could not be computed after them with the reason."""
-    print(f"\n{title}, {BD_LOW:g} to {BD_HIGH:g} dB")
+    print(f"\n{title}")
     key = {name: math.inf if x["percent"] is None else x["percent"] for name, x in found.items()}
     for name in sorted(found, key=lambda name: key[name]):
         entry = found[name]
         text = f"n/a: the curve {entry['reason']}" if "reason" in entry else f"{key[name]:+.1f} %"
-        low, high = entry.get("range_db", (BD_LOW, BD_HIGH))
-        if (low, high) != (BD_LOW, BD_HIGH):
-            text += f"  (from {low:g} to {high:g} dB)"
-        print(f"  {name:<36} {text}")
+        print(f"  {name:<36} {text}{range_text(entry)}")
 
 
 def print_at_bpp(found: dict[str, dict[str, dict[str, float] | None]]) -> None:
@@ -395,69 +379,14 @@ def print_at_bpp(found: dict[str, dict[str, dict[str, float] | None]]) -> None:
 
 def print_bits(bits: dict[int, BitCount]) -> None:
     """Code lengths by quality."""
-    print("\nPayload bits over all pictures")
-    print(f"  {'quality':>7} {'real':>12} {'estimated':>12} {'excess':>11} {'saving':>9}")
+    print("\nPayload bits over all pictures; overhead: share of the files beyond the estimate")
+    heads = f"{'real':>12} {'estimated':>12} {'excess':>11} {'saving':>9} {'overhead':>10}"
+    print(f"  {'quality':>7} {heads}")
     for quality, count in bits.items():
         print(
             f"  {quality:>7} {count.real:>12} {count.estimated:>12.0f}"
-            f" {count.excess:>+9.2f} % {count.saving:>+7.1f} %"
+            f" {count.excess:>+9.2f} % {count.saving:>+7.1f} % {count.overhead:>8.2f} %"
         )
-
-
-def check_curve(curve: Curve) -> list[Check]:
-    """The bars on vqcodec's own curve of means."""
-    checks = []
-    try:
-        require_range(curve, low=BD_LOW, high=BD_HIGH)
-        value = f"{curve.psnr[0]:.2f} to {curve.psnr[-1]:.2f} dB"
-        checks.append(Check(f"curve reaches {BD_LOW:g} and {BD_HIGH:g} dB", value, True))
-    except CurveError as error:
-        name = f"curve reaches {BD_LOW:g} and {BD_HIGH:g} dB"
-        checks.append(Check(name, f"vqcodec's curve {error}", False))
-    by_rate = sorted(zip(curve.bpp, curve.psnr, strict=True))
-    falls = [
-        f"{low[1]:.3f} to {high[1]:.3f} dB at {high[0]:.3f} bpp"
-        for low, high in zip(by_rate, by_rate[1:], strict=False)
-        if high[1] < low[1]
-    ]
-    name = "mean PSNR never falls as bytes rise"
-    checks.append(Check(name, "; ".join(falls) or f"{len(by_rate)} points", not falls))
-    name = f"range {LOWEST_BPP:g} to {HIGHEST_BPP:g} bpp"
-    reached = by_rate[0][0] <= LOWEST_BPP and by_rate[-1][0] >= HIGHEST_BPP
-    checks.append(Check(name, f"{by_rate[0][0]:.3f} to {by_rate[-1][0]:.3f}", reached))
-    return checks
-
-
-def check_steps(mean_bytes: NDArray[np.float64]) -> Check:
-    """The bar on the growth of the mean bytes (100,) from each quality to the next."""
-    growth = 100.0 * (mean_bytes[1:] / mean_bytes[:-1] - 1.0)
-    bad = np.flatnonzero((growth < STEP_LOW) | (growth > STEP_HIGH))
-    value = f"{growth.min():+.2f} to {growth.max():+.2f} %"
-    if bad.size:
-        value += f"; {bad.size} outside: " + ", ".join(
-            f"{at + 1} to {at + 2} {growth[at]:+.2f} %" for at in bad[:5]
-        )
-    return Check(f"each step of quality {STEP_LOW:+g} to {STEP_HIGH:+g} %", value, not bad.size)
-
-
-def check_bits(bits: dict[int, BitCount]) -> list[Check]:
-    """The bars on code lengths; the worst quality decides."""
-    excess = {quality: count.excess for quality, count in bits.items()}
-    saving = {quality: count.saving for quality, count in bits.items()}
-    far = max(excess, key=lambda quality: abs(excess[quality]))
-    least = min(saving, key=lambda quality: saving[quality])
-    return [
-        Check(
-            f"real bits within {ESTIMATE_TOLERANCE:g} % of the estimate",
-            f"furthest {excess[far]:+.2f} % (quality {far})",
-            abs(excess[far]) <= ESTIMATE_TOLERANCE,
-        ),
-        Check(
-            f"prior saves {LEAST_SAVING:g} % against empirical entropy",
-            f"least {saving[least]:+.1f} % (quality {least})",
-            saving[least] >= LEAST_SAVING,
-        ),
-    ]
 
 
 def load_published(path: Path) -> dict[str, Curve]:
@@ -484,7 +413,7 @@ def plot(path: Path, curves: dict[str, Curve], title: str) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
     for name, curve in curves.items():
         width = 2.2 if name == "vqcodec" else 1.1
-        axes.plot(curve.bpp, curve.psnr, marker=".", linewidth=width, label=name)
+        axes.plot(curve.bpp, curve.decibels, marker=".", linewidth=width, label=name)
     axes.set(xlabel="bits per pixel (whole file)", ylabel="PSNR-RGB, dB", title=title)
     axes.set(xlim=(0, 1.6), ylim=(22, 40))
     axes.grid(alpha=0.3)
@@ -521,10 +450,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rd.py", description="Rate and distortion of vqcodec beside Pillow's codecs."
     )
+    usual = Bars()
     parser.add_argument("--images", type=Path, required=True, metavar="DIR")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
     parser.add_argument("--model", metavar="NAME|PATH", help="default: the model of the package")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda[:i]")
+    parser.add_argument(
+        "--effort", type=int, choices=range(1, 10), default=4, metavar="1..9", help="default 4"
+    )
     parser.add_argument(
         "--qualities",
         type=parse_qualities,
@@ -539,13 +472,41 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help=f"default: {','.join(('vqcodec', *CLASSICAL))}",
     )
-    parser.add_argument("--bits", action="store_true", help="code lengths and the prior's saving")
+    parser.add_argument("--ms-ssim", action="store_true", help="MS-SSIM beside PSNR (slow)")
+    parser.add_argument(
+        "--bits", action="store_true", help="code lengths, the prior's saving, overhead of the files"
+    )
     parser.add_argument("--steps", action="store_true", help="bytes at every quality 1..100 (slow)")
     parser.add_argument(
-        "--jpeg-bar", type=float, default=-20.0, metavar="PERCENT", help="BD-rate bar (default -20)"
+        "--jpeg-bar",
+        type=float,
+        default=usual.jpeg,
+        metavar="PERCENT",
+        help=f"BD-rate bar (default {usual.jpeg:g})",
+    )
+    parser.add_argument(
+        "--webp-bar",
+        type=float,
+        metavar="PERCENT",
+        help="BD-rate bar, and the bar of a PSNR no lower at any rate (default: none)",
+    )
+    parser.add_argument(
+        "--saving-bar",
+        type=float,
+        default=usual.saving,
+        metavar="PERCENT",
+        help=f"what the prior must save, with --bits (default {usual.saving:g})",
     )
     parser.add_argument(
         "--anchors", type=Path, metavar="FILE", help="JSON of published Kodak curves to compare"
+    )
+    parser.add_argument(
+        "--published-bar",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "PERCENT"),
+        help="BD-rate bar against a curve of --anchors; may be repeated",
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG or SVG")
@@ -580,68 +541,37 @@ def report(
     published: dict[str, Curve],
     bits: dict[int, BitCount] | None,
     mean_bytes: NDArray[np.float64] | None,
-    jpeg_bar: float,
+    left_out: Sequence[str] | None,
+    bars: Bars,
 ) -> tuple[dict[str, Any], list[Check]]:
-    """Print every table; return what belongs into the result file, and the checks."""
-    curves = {name: result.curve for name, result in results.items()}
-    for name, result in results.items():
-        print_points(name, result.settings, curves[name])
-    body: dict[str, Any] = {
-        "curves": {
-            name: [
-                {
-                    "setting": setting,
-                    "bytes": round(float(size), 1),
-                    "bpp": round(bpp, 6),
-                    "psnr": round(psnr, 4) if math.isfinite(psnr) else None,
-                }
-                for setting, size, bpp, psnr in zip(
-                    result.settings,
-                    result.size.mean(axis=1),
-                    curves[name].bpp,
-                    curves[name].psnr,
-                    strict=True,
-                )
-            ]
-            for name, result in results.items()
-        }
-    }
-    if "vqcodec" not in curves:
-        return body, []
+    """Print every table; return what belongs into the result file, and the checks.
 
-    own = curves.pop("vqcodec")
-    checks = check_curve(own)
-    # Where vqcodec's own curve is at fault, no comparison exists and the check above says why.
-    comparable = checks[0].passed is True
-    against = compare(own, curves) if comparable else {}
-    if against:
-        print_bd("BD-rate of vqcodec against", against)
-        at_bpp = {
-            name: {f"{bpp:g}": compare_at(own, other, bpp) for bpp in FIXED_BPP}
-            for name, other in curves.items()
-        }
-        print_at_bpp(at_bpp)
-        body |= {"bd_rate": {"range_db": [BD_LOW, BD_HIGH], "against": against}, "at_bpp": at_bpp}
-    if "jpeg" in curves:
-        percent = against["jpeg"]["percent"] if against else None
-        value = "not measured" if percent is None else f"{percent:+.1f} %"
-        passed = None if percent is None else percent <= jpeg_bar
-        checks.append(Check(f"BD-rate against JPEG at most {jpeg_bar:g} %", value, passed))
-    if published and comparable:
-        found = compare_published(own, published)
-        print_bd("BD-rate of vqcodec against published curves (of the 24 Kodak pictures)", found)
-        print(f"  left out, not monotone or too short: {len(published) - len(found)}")
-        body["published_bd_rate"] = found
+    left_out: names of the pictures that are too small for MS-SSIM; None if it was not asked for.
+    """
+    for name, result in results.items():
+        print_points(name, result)
+    body: dict[str, Any] = {"curves": {name: points(result) for name, result in results.items()}}
+    checks: list[Check] = []
+    if "vqcodec" in results:
+        found, checks = report_psnr(results, published=published, bars=bars)
+        body |= found
+    if left_out is not None:
+        body["ms_ssim"], more = report_ms_ssim(results, left_out=left_out)
+        checks += more
     if bits is not None:
         print_bits(bits)
-        checks += check_bits(bits)
+        checks += check_bits(bits, saving_bar=bars.saving)
+        own = results["vqcodec"]
+        checks.append(check_overhead(bits, dict(zip(own.settings, own.curve.bpp, strict=True))))
         body["bits"] = [
             {
                 "quality": quality,
+                "file_bytes": count.file_bytes,
                 "real": count.real,
                 "estimated": round(count.estimated, 1),
                 "empirical": round(count.empirical, 1),
                 "saving_percent": round(count.saving, 2),
+                "overhead_percent": round(count.overhead, 3),
             }
             for quality, count in bits.items()
         ]
@@ -649,6 +579,71 @@ def report(
         checks.append(check_steps(mean_bytes))
         body["mean_bytes_by_quality"] = [round(float(size), 1) for size in mean_bytes]
     return body, checks
+
+
+def report_psnr(
+    results: dict[str, Measured], *, published: dict[str, Curve], bars: Bars
+) -> tuple[dict[str, Any], list[Check]]:
+    """The part of `report` on how vqcodec's curve compares in PSNR."""
+    body: dict[str, Any] = {}
+    curves = {name: result.curve for name, result in results.items()}
+    own = curves.pop("vqcodec")
+    checks = check_curve(own)
+    # Where vqcodec's own curve is at fault, no comparison exists and the check above says why.
+    comparable = checks[0].passed is True
+    against = compare(own, curves) if comparable else {}
+    usual = f"{BD_LOW:g} to {BD_HIGH:g} dB"
+    if against:
+        print_bd(f"BD-rate of vqcodec against, {usual}", against)
+        at_bpp = {
+            name: {f"{bpp:g}": compare_at(own, other, bpp) for bpp in FIXED_BPP}
+            for name, other in curves.items()
+        }
+        print_at_bpp(at_bpp)
+        body = {"bd_rate": {"range_db": [BD_LOW, BD_HIGH], "against": against}, "at_bpp": at_bpp}
+    if "jpeg" in curves:
+        checks.append(check_bd_rate("JPEG", against.get("jpeg"), bars.jpeg))
+    if "webp" in curves:
+        rates = compare_rates(own, curves["webp"], name="webp", overlap=False)
+        body["psnr_over_webp"] = rates
+        title = f"PSNR at least WebP's at every rate in {MARGIN_LOW:g} to {MARGIN_HIGH:g} bpp"
+        everywhere = check_rates(title, rates, equal=True)
+        if bars.webp is None:
+            print(f"\nPSNR of vqcodec minus WebP's: {everywhere.value}")
+        else:
+            checks += [check_bd_rate("WebP", against.get("webp"), bars.webp), everywhere]
+    if published:
+        found = compare_published(own, published) if comparable else {}
+        if comparable:
+            print_bd(
+                f"BD-rate of vqcodec against published curves (of the 24 Kodak pictures), {usual}", found
+            )
+            print(f"  left out, not monotone or too short: {len(published) - len(found)}")
+            body["published_bd_rate"] = found
+        for name, bar in bars.published.items():
+            checks.append(check_bd_rate(f"published {name}", found.get(name), bar))
+    return body, checks
+
+
+def report_ms_ssim(
+    results: dict[str, Measured], *, left_out: Sequence[str]
+) -> tuple[dict[str, Any], list[Check]]:
+    """The part of `report` on how vqcodec's curve compares in MS-SSIM."""
+    body: dict[str, Any] = {"left_out": list(left_out)}
+    if left_out:
+        print(f"\nMS-SSIM needs {MS_SSIM_SIDE} pixels a side; left out: {', '.join(left_out)}")
+    curves = {name: curve for name, result in results.items() if (curve := result.ms_ssim_curve)}
+    own = curves.pop("vqcodec", None)
+    if own is not None and curves:
+        body["bd_rate"] = compare_overlap(own, curves)
+        print_bd("BD-rate of vqcodec against, at equal MS-SSIM in dB", body["bd_rate"])
+    if not {"vqcodec", "webp"} <= results.keys():
+        return body, []
+    title = "MS-SSIM above WebP's at every rate"
+    if own is None:
+        return body, [Check(title, "every picture is too small", None)]
+    body["over_webp"] = compare_rates(own, curves["webp"], name="webp", overlap=True)
+    return body, [check_rates(title, body["over_webp"], equal=False)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -659,6 +654,19 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--jobs and --limit must be at least 1")
     if (args.bits or args.steps) and "vqcodec" not in args.codecs:
         parser.error("--bits and --steps need vqcodec among --codecs")
+    if args.webp_bar is not None and not {"vqcodec", "webp"} <= set(args.codecs):
+        parser.error("--webp-bar needs vqcodec and webp among --codecs")
+    if args.published_bar and ("vqcodec" not in args.codecs or args.anchors is None):
+        parser.error("--published-bar needs --anchors, and vqcodec among --codecs")
+    try:
+        bars = Bars(
+            jpeg=args.jpeg_bar,
+            webp=args.webp_bar,
+            published={name: float(percent) for name, percent in args.published_bar},
+            saving=args.saving_bar,
+        )
+    except ValueError as error:
+        parser.error(f"--published-bar: {error}")
     if args.plot and args.plot.suffix not in (".png", ".svg"):
         parser.error("--plot must end in .png or .svg")
     paths, pictures = read_pictures(parser, args.images, args.limit)
@@ -667,6 +675,8 @@ def main(argv: Sequence[str]) -> int:
         # All that can be missing is looked for before the long part.
         import scipy  # noqa: F401
 
+        if args.ms_ssim:
+            import pytorch_msssim  # type: ignore[import-untyped]  # noqa: F401
         if args.plot:
             import matplotlib  # noqa: F401
         if args.anchors:
@@ -675,6 +685,9 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"{error}: pip install 'vqcodec[bench]'")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         parser.error(f"{args.anchors}: not a file of curves: {error}")
+    for name in bars.published:
+        if name not in published:
+            parser.error(f"--published-bar: {args.anchors.name} has no curve {name!r} with a PSNR")
 
     results: dict[str, Measured] = {}
     bits = {quality: BitCount() for quality in args.qualities} if args.bits else None
@@ -689,19 +702,34 @@ def main(argv: Sequence[str]) -> int:
             say(f"rd.py: {error}")
             return error.exit_code
         results["vqcodec"], code_id = measure_vqcodec(
-            codec, paths, pictures, qualities=args.qualities, bits=bits
+            codec,
+            paths,
+            pictures,
+            qualities=args.qualities,
+            effort=args.effort,
+            ms_ssim=args.ms_ssim,
+            bits=bits,
         )
         if args.steps:
-            mean_bytes = measure_steps(codec, pictures, results["vqcodec"])
+            mean_bytes = measure_steps(codec, pictures, results["vqcodec"], effort=args.effort)
     for name in args.codecs:
         if name in CLASSICAL:
             say(f"{name}: {len(paths)} pictures")
-            results[name] = measure_classical(name, paths, pictures, jobs=args.jobs)
+            results[name] = measure_classical(name, paths, pictures, ms_ssim=args.ms_ssim, jobs=args.jobs)
 
     folder = args.images.resolve().name
     print(f"{folder}: {len(paths)} pictures; means of bpp (whole file) and of PSNR-RGB")
+    left_out = None
+    if args.ms_ssim:
+        large = next(iter(results.values())).large
+        left_out = [path.name for path, has in zip(paths, large, strict=True) if not has]
     body, checks = report(
-        results, published=published, bits=bits, mean_bytes=mean_bytes, jpeg_bar=args.jpeg_bar
+        results,
+        published=published,
+        bits=bits,
+        mean_bytes=mean_bytes,
+        left_out=left_out,
+        bars=bars,
     )
     print()
     for check in checks:

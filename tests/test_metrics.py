@@ -1,16 +1,17 @@
-"""Tests of bench.metrics, and of the bars that bench/rd.py draws from it.
+"""Tests of bench.metrics, and of bench/rd.py and bench/codec_speed.py as a whole.
 
 The expected figures are worked out by hand or from formulas that share no code with the module.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from PIL import Image
 
 from bench import codec_speed, metrics, rd
 from bench.metrics import Curve, CurveError
+from bench.rd_checks import Bars
 from vqcodec import container
+from vqcodec.codec import EncodeStats
+from vqcodec.similarity import ms_ssim_rgb
 
 # --- curves ---------------------------------------------------------------------------------------
 
@@ -27,7 +31,7 @@ from vqcodec import container
 def test_curve_of_means_averages_bpp_and_decibels() -> None:
     curve = metrics.curve_of_means([[0.1, 0.3], [1.0, 2.0]], [[20.0, 40.0], [30.0, 41.0]])
     assert curve.bpp == pytest.approx((0.2, 1.5))
-    assert curve.psnr == pytest.approx((30.0, 35.5))
+    assert curve.decibels == pytest.approx((30.0, 35.5))
 
 
 @pytest.mark.parametrize(("bpp", "psnr"), [([[1.0]], [[1.0, 2.0]]), ([1.0], [1.0]), ([[]], [[]])])
@@ -40,7 +44,7 @@ CURVE = Curve((0.07, 0.2, 0.31, 0.8, 1.9), (25.0, 28.5, 29.4, 33.0, 37.5))
 
 
 def scaled(curve: Curve, factor: float) -> Curve:
-    return Curve(tuple(factor * bpp for bpp in curve.bpp), curve.psnr)
+    return Curve(tuple(factor * bpp for bpp in curve.bpp), curve.decibels)
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.25])
@@ -103,7 +107,7 @@ def test_a_curve_must_rise_strictly(
         with pytest.raises(CurveError, match=message):
             metrics.bd_rate(*pair, low=26, high=35)
     with pytest.raises(CurveError, match=message):
-        metrics.psnr_at(curve, 0.2)
+        metrics.decibels_at(curve, 0.2)
 
 
 def test_an_empty_range_is_refused() -> None:
@@ -112,18 +116,92 @@ def test_an_empty_range_is_refused() -> None:
 
 
 def test_points_between_stay_between_and_ends_are_hit() -> None:
-    for bpp, psnr in zip(CURVE.bpp, CURVE.psnr, strict=True):
-        assert metrics.psnr_at(CURVE, bpp) == pytest.approx(psnr)
-    for bpp, psnr in list(zip(CURVE.bpp, CURVE.psnr, strict=True))[1:-1]:
+    for bpp, psnr in zip(CURVE.bpp, CURVE.decibels, strict=True):
+        assert metrics.decibels_at(CURVE, bpp) == pytest.approx(psnr)
+    for bpp, psnr in list(zip(CURVE.bpp, CURVE.decibels, strict=True))[1:-1]:
         assert metrics.bpp_at(CURVE, psnr) == pytest.approx(bpp)
-    assert 29.4 < metrics.psnr_at(CURVE, 0.5) < 33.0
+    assert 29.4 < metrics.decibels_at(CURVE, 0.5) < 33.0
     assert 0.31 < metrics.bpp_at(CURVE, 31.0) < 0.8
     for bpp in (0.069, 1.91):
         with pytest.raises(CurveError, match="no point at"):
-            metrics.psnr_at(CURVE, bpp)
+            metrics.decibels_at(CURVE, bpp)
     for psnr in (24.9, 37.6):
         with pytest.raises(CurveError, match="no point at"):
             metrics.bpp_at(CURVE, psnr)
+
+
+@pytest.mark.parametrize(
+    ("value", "decibels"), [(0.0, 0.0), (0.9, 10.0), (0.99, 20.0), (1.0, math.inf), (1.0000001, math.inf)]
+)
+def test_ms_ssim_decibels(value: float, decibels: float) -> None:
+    assert metrics.ms_ssim_decibels(value) == pytest.approx(decibels)
+
+
+def test_a_curve_is_named_by_its_measure() -> None:
+    falling = Curve((0.1, 0.2), (12.0, 11.0), "MS-SSIM")
+    with pytest.raises(CurveError, match=r"MS-SSIM goes from 12\.0000 to 11\.0000"):
+        metrics.bd_rate(falling, falling, low=11, high=12)
+
+
+# log2(bpp) to decibels is a straight line, which PCHIP keeps: 30 dB at 0.5 bpp, 3 dB an octave.
+RATES = tuple(2.0**octave for octave in (-4, -3, -2, -1, 0, 1))
+LINE = Curve(RATES, tuple(33 + 3 * math.log2(bpp) for bpp in RATES))
+
+
+def raised(curve: Curve, decibels: float, *, at: int | None = None) -> Curve:
+    """`curve` higher by `decibels`, everywhere or only `at` one point."""
+    points = enumerate(curve.decibels)
+    return Curve(curve.bpp, tuple(y + decibels if at in (None, point) else y for point, y in points))
+
+
+def test_least_margin_is_found_at_a_point_and_at_either_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for low, high in ((0.15, 1.2), (0.0625, 2.0), (0.5, 0.5)):
+        margin, bpp = metrics.least_margin(raised(LINE, 0.4), LINE, low=low, high=high)
+        assert margin == pytest.approx(0.4) and low <= bpp <= high
+    assert metrics.least_margin(LINE, LINE, low=0.1, high=1.5)[0] == 0.0
+    # 2 dB an octave against 3 from the same 27 dB at 0.125 bpp: the further up, the lower.
+    flat = Curve(RATES, tuple(33 + 2 * math.log2(bpp) for bpp in RATES))
+    margin, bpp = metrics.least_margin(flat, LINE, low=0.15, high=1.2)
+    assert (margin, bpp) == pytest.approx((-math.log2(1.2), 1.2))
+    margin, bpp = metrics.least_margin(LINE, flat, low=0.15, high=1.2)
+    assert (margin, bpp) == pytest.approx((math.log2(0.15), 0.15))
+    # A dent of one curve or a bump of the other at 0.5 bpp, where neither end nor grid is.
+    monkeypatch.setattr(metrics, "MARGIN_GRID", 2)
+    more = (*RATES[:3], 0.4, *RATES[3:])
+    finer = Curve(more, tuple(33 + 3 * math.log2(bpp) for bpp in more))
+    for curve, other in ((raised(LINE, -0.25, at=3), finer), (finer, raised(LINE, 0.25, at=3))):
+        assert metrics.least_margin(curve, other, low=0.15, high=1.2) == pytest.approx((-0.25, 0.5))
+    bump = raised(finer, 0.25, at=3)
+    assert metrics.least_margin(LINE, bump, low=0.15, high=1.2) == pytest.approx((-0.25, 0.4))
+    assert metrics.least_margin(raised(finer, -0.25, at=3), LINE, low=0.15, high=1.2)[1] == 0.4
+
+
+def test_least_margin_looks_between_the_points() -> None:
+    # Both curves meet at 0.25 and 1 bpp; between them one has a corner and the other none.
+    straight = Curve((0.0625, 0.25, 1.0, 4.0), (20.0, 26.0, 32.0, 38.0))
+    curved = Curve((0.0625, 0.25, 1.0, 4.0), (25.0, 26.0, 32.0, 38.0))
+    grid = np.geomspace(0.15, 1.2, 501)
+    gaps = [metrics.decibels_at(curved, x) - metrics.decibels_at(straight, x) for x in grid]
+    margin, bpp = metrics.least_margin(curved, straight, low=0.25, high=1.0)
+    assert margin < -0.05 and 0.26 < bpp < 0.99
+    margin, bpp = metrics.least_margin(curved, straight, low=0.15, high=1.2)
+    assert margin == pytest.approx(min(gaps), abs=1e-4)
+    assert bpp == pytest.approx(grid[int(np.argmin(gaps))], rel=0.01)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0624, 1.0), (0.1, 2.01)])
+def test_least_margin_extrapolates_neither_curve(low: float, high: float) -> None:
+    long = Curve((0.01, 0.1, 3.0), (20.0, 27.0, 40.0))
+    for curve, other in ((LINE, long), (long, LINE)):
+        with pytest.raises(CurveError, match=r"from 0\.062 to 2\.000 bpp and does not reach both ends"):
+            metrics.least_margin(curve, other, low=low, high=high)
+
+
+def test_least_margin_refuses_what_is_no_range_and_no_rising_curve() -> None:
+    with pytest.raises(ValueError, match="low <= high"):
+        metrics.least_margin(LINE, LINE, low=1.0, high=0.5)
+    with pytest.raises(CurveError, match="not strictly monotone"):
+        metrics.least_margin(LINE, raised(LINE, -4.0, at=3), low=0.15, high=1.2)
 
 
 # --- code lengths ---------------------------------------------------------------------------------
@@ -135,22 +213,6 @@ def test_points_between_stay_between_and_ends_are_hit() -> None:
 )
 def test_empirical_bits(counts: list[int], bits: float) -> None:
     assert metrics.empirical_bits(counts) == bits
-
-
-def test_bit_count_keeps_codebooks_apart_and_pictures_together() -> None:
-    count = rd.BitCount()
-    # Stage 0: group 0 sees 0, 0 then 3, 3 (1 bit each, known only over both pictures); group 1
-    # sees only 5. Stage 1 sees nothing but zeros.
-    for value in (0, 3):
-        stage = np.array([[[value, value]], [[5, 5]]], dtype=np.int16)
-        indices = [stage, np.zeros((2, 1, 2), dtype=np.int16)]
-        count.add(
-            SimpleNamespace(bytes=9, payload_bytes=1, estimated_bits=10.0, indices=indices)  # type: ignore[arg-type]
-        )
-    assert count.real == 16
-    assert count.empirical == 4.0
-    assert count.excess == pytest.approx(-20.0)
-    assert count.saving == pytest.approx(-300.0)
 
 
 # --- the record -----------------------------------------------------------------------------------
@@ -179,40 +241,6 @@ def test_write_json_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
     assert not (tmp_path / "b.json").exists()
 
 
-# --- the bars of rd.py ----------------------------------------------------------------------------
-
-
-def statuses(checks: list[rd.Check]) -> list[str]:
-    return [check.status for check in checks]
-
-
-def test_checks_of_a_curve() -> None:
-    assert statuses(rd.check_curve(CURVE)) == ["PASS", "PASS", "PASS"]
-    short = Curve((0.11, 0.5, 1.19), (27.0, 31.0, 34.9))
-    assert statuses(rd.check_curve(short)) == ["FAIL", "PASS", "FAIL"]
-    falling = Curve((0.07, 0.2, 0.3, 1.9), (25.0, 29.0, 28.9, 37.0))
-    assert statuses(rd.check_curve(falling)) == ["FAIL", "FAIL", "PASS"]
-
-
-@pytest.mark.parametrize(("step", "status"), [(1.004, "FAIL"), (1.03, "PASS"), (1.07, "FAIL")])
-def test_checks_of_the_steps(step: float, status: str) -> None:
-    sizes = np.asarray(5000 * 1.03 ** np.arange(100), dtype=np.float64)
-    sizes[40:] *= step / 1.03
-    check = rd.check_steps(sizes)
-    assert check.status == status
-    assert ("40 to 41" in check.value) == (status == "FAIL")
-
-
-def test_checks_of_the_bits_are_decided_by_the_worst_quality() -> None:
-    def count(real: int, estimated: float, each: int) -> rd.BitCount:
-        return rd.BitCount(real, estimated, {(0, 0): np.array([each, each])})
-
-    good, loose, useless = count(80, 79.5, 50), count(80, 70.0, 50), count(95, 95.0, 50)
-    assert statuses(rd.check_bits({1: good})) == ["PASS", "PASS"]
-    assert statuses(rd.check_bits({1: good, 2: loose})) == ["FAIL", "PASS"]
-    assert statuses(rd.check_bits({1: good, 2: useless})) == ["PASS", "FAIL"]
-
-
 # --- the scripts as a whole -----------------------------------------------------------------------
 
 
@@ -228,9 +256,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class FakeCodec:
-    """Real .vqc containers around a WebP of the same quality."""
+    """Real .vqc containers around a WebP of the same quality, "ideal" in 63/64 of its bytes."""
 
-    def compress(self, image: Image.Image, *, quality: int) -> bytes:
+    def compress(self, image: Image.Image, *, quality: int, effort: int = 4) -> bytes:
         stream = io.BytesIO()
         image.save(stream, "WEBP", quality=quality)
         header = container.Header(0, False, quality, image.width, image.height, 0xC0DE)
@@ -239,6 +267,11 @@ class FakeCodec:
     def decompress(self, data: bytes) -> Image.Image:
         _, sections = container.read_container(data)
         return Image.open(io.BytesIO(sections[0].payload))
+
+    def analyse(self, image: Image.Image, *, quality: int, effort: int = 4) -> EncodeStats:
+        data = self.compress(image, quality=quality)
+        payload = len(container.read_container(data)[1][0].payload)
+        return EncodeStats(data, payload, 7.875 * payload, [np.zeros((1, 8, 8), dtype=np.int16)])
 
 
 def use_fake_codec(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +294,122 @@ def test_rd_writes_the_curves_of_the_classical_codecs(folder: Path, tmp_path: Pa
         # Both pictures have one size, so the mean bytes give the mean bpp.
         for point in points:
             assert point["bpp"] == pytest.approx(point["bytes"] * 8 / (96 * 64), abs=1e-4)
+
+
+def test_rd_measures_ms_ssim_of_the_pictures_that_are_large_enough(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_fake_codec(monkeypatch)
+    few = dataclasses.replace(rd.CLASSICAL["webp"], settings=(5, 50))
+    monkeypatch.setitem(rd.CLASSICAL, "webp", few)
+    pictures, out = tmp_path / "mixed", tmp_path / "rd.json"
+    pictures.mkdir()
+    (pictures / "1.png").write_bytes((folder / "1.png").read_bytes())
+    large = [Image.fromarray(codec_speed.synthetic_picture(176, 168, seed=seed)) for seed in (3, 4)]
+    for seed, picture in zip((3, 4), large, strict=True):
+        picture.save(pictures / f"{seed}.png")
+    argv = ["--images", str(pictures), "--codecs", "vqcodec,webp", "--qualities", "20,80", "--ms-ssim"]
+    assert rd.main([*argv, "--jobs", "1", "--json", str(out)]) == 1
+    printed = capsys.readouterr().out
+    assert "left out: 1.png" in printed
+    assert "FAIL  MS-SSIM above WebP's at every rate: the curve of vqcodec goes from" in printed
+
+    result = json.loads(out.read_text())
+    assert result["ms_ssim"]["left_out"] == ["1.png"]
+    assert result["ms_ssim"]["over_webp"]["at_fault"] == "vqcodec"
+    assert [point["setting"] for point in result["curves"]["webp"]] == [5, 50]
+    codec = FakeCodec()
+    for point in result["curves"]["vqcodec"]:
+        files = [codec.compress(picture, quality=point["setting"]) for picture in large]
+        decoded = [np.asarray(codec.decompress(data)) for data in files]
+        values = [ms_ssim_rgb(np.asarray(a), b) for a, b in zip(large, decoded, strict=True)]
+        mean = np.mean(np.array(values, dtype=np.float64))
+        # The recorded figures are rounded to six and four digits.
+        assert point["ms_ssim"] == pytest.approx(mean, abs=1e-6)
+        assert point["ms_ssim_db"] == pytest.approx(-10 * math.log10(1 - mean), abs=1e-4)
+        bpp = np.mean([8 * len(data) / (176 * 168) for data in files])
+        assert point["ms_ssim_bpp"] == pytest.approx(bpp, abs=1e-6) and point["bpp"] != bpp
+    for point in result["curves"]["webp"]:
+        assert 0 < point["ms_ssim"] < 1
+
+
+def test_rd_says_when_no_picture_is_large_enough(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_fake_codec(monkeypatch)
+    out = tmp_path / "rd.json"
+    argv = ["--images", str(folder), "--codecs", "vqcodec,webp", "--qualities", "20,80", "--ms-ssim"]
+    rd.main([*argv, "--jobs", "1", "--json", str(out)])
+    assert (
+        "n/a   MS-SSIM above WebP's at every rate: every picture is too small" in capsys.readouterr().out
+    )
+    result = json.loads(out.read_text())
+    assert result["ms_ssim"] == {"left_out": ["1.png", "2.png"]}
+    assert "ms_ssim" not in result["curves"]["webp"][0]
+
+
+def test_rd_records_the_overhead(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_fake_codec(monkeypatch)
+    out = tmp_path / "rd.json"
+    argv = ["--images", str(folder), "--codecs", "vqcodec", "--qualities", "20,80", "--bits"]
+    assert rd.main([*argv, "--saving-bar=-1", "--json", str(out)]) == 1
+    codec = FakeCodec()
+    result = json.loads(out.read_text())
+    for entry in result["bits"]:
+        total = ideal = 0.0
+        for path in rd.find_pictures(folder):
+            stats = codec.analyse(rd.load_picture(path), quality=entry["quality"])
+            total, ideal = total + len(stats.data), ideal + stats.payload_bytes * 63 / 64
+        assert entry["file_bytes"] == total
+        assert entry["overhead_percent"] == pytest.approx(100 * (total - ideal) / total, abs=1e-3)
+    printed = capsys.readouterr().out
+    assert "FAIL  overhead at 0.2 bpp under 1 %: " in printed and "(quality 20, " in printed
+    assert "FAIL  real bits within 1 %" in printed and "PASS  prior saves -1 % against" in printed
+
+
+def test_rd_names_the_package_that_ms_ssim_needs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
+    with pytest.raises(SystemExit) as caught:
+        rd.main(["--images", str(folder), "--codecs", "jpeg", "--ms-ssim"])
+    assert caught.value.code == 2
+    assert "pytorch_msssim" in (error := capsys.readouterr().err) and "pip install" in error
+
+
+def test_rd_knows_the_published_curves_before_it_measures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rd, "measure_vqcodec", None)
+    anchors = tmp_path / "curves.json"
+    anchors.write_text(json.dumps({"bpg444": {"bpp": [0.1, 2.0], "psnr": [26.0, 40.0]}}))
+    argv = ["--images", str(folder), "--anchors", str(anchors), "--published-bar"]
+    for bar, message in ((["bpg", "8"], "no curve 'bpg'"), (["bpg444", "x"], "could not convert")):
+        with pytest.raises(SystemExit) as caught:
+            rd.main([*argv, *bar])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_rd_takes_its_bars_from_the_command_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_codec(monkeypatch)
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(rd, "report", lambda results, **options: seen.update(options) or ({}, []))
+    monkeypatch.setattr(rd, "measure_classical", lambda *args, **options: None)
+    argv = ["--images", str(folder), "--codecs", "vqcodec,webp", "--qualities", "50"]
+    assert rd.main(argv) == 0
+    assert (seen["bars"], seen["left_out"]) == (Bars(), None)
+    assert Bars() == Bars(jpeg=-20.0, webp=None, published={}, saving=10.0)
+    anchors = tmp_path / "curves.json"
+    curve = {"bpp": [0.1, 2.0], "psnr": [26.0, 40.0]}
+    anchors.write_text(json.dumps({"bpg444": curve, "hm": curve}))
+    argv += ["--anchors", str(anchors), "--published-bar", "bpg444", "8", "--published-bar", "hm", "-5"]
+    assert rd.main([*argv, "--jpeg-bar", "-30", "--webp-bar", "-1.5", "--saving-bar", "12"]) == 0
+    assert seen["bars"] == Bars(jpeg=-30.0, webp=-1.5, published={"bpg444": 8.0, "hm": -5.0}, saving=12.0)
 
 
 def test_rd_fails_when_the_curve_is_too_short(
@@ -299,6 +448,9 @@ def test_rd_does_not_accept_a_file_that_decodes_to_another_size(
         ["--codecs", "jpeg", "--bits"],
         ["--limit", "0"],
         ["--plot", "x.gif"],
+        ["--codecs", "vqcodec,jpeg", "--webp-bar", "0"],
+        ["--codecs", "webp,jpeg", "--webp-bar", "0"],
+        ["--published-bar", "bpg444", "8"],
     ],
 )
 def test_rd_refuses_a_wrong_command_line(folder: Path, argv: list[str]) -> None:
