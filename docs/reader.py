@@ -289,6 +289,7 @@ def split_payload(payload: bytes, tile_count: int) -> list[bytes]:
 
 LEVELS = 8
 PASSES = 3
+CLASSES = 7
 TYPES: dict[str, np.dtype[Any]] = {
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
@@ -302,6 +303,7 @@ class Model:
     """A model that passed every check.
 
     blocks: pairs (groups, dimension), in channel order; in a uniform mode one block of dimension 1.
+    predicted: channels of each predicted block.
     chunks: pairs (first group, group past the last).
     tensors: the normative ones, by the names of the document.
     """
@@ -309,6 +311,7 @@ class Model:
     mode: str
     code_id: int
     blocks: tuple[tuple[int, int], ...]
+    predicted: tuple[int, ...]
     codewords: int
     stages: int
     tables: int
@@ -327,6 +330,10 @@ class Model:
     def groups(self) -> int:
         return sum(groups for groups, _ in self.blocks)
 
+    @property
+    def channels(self) -> int:
+        return sum(groups * dimension for groups, dimension in self.blocks)
+
 
 def tensor_table(model: Model) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of each normative tensor by name: the tables of the two chapters *Model*."""
@@ -339,6 +346,8 @@ def tensor_table(model: Model) -> dict[str, tuple[str, tuple[int, ...]]]:
     if model.uniform:
         table["step"] = ("I32", (groups,))
         table["gain"] = ("I32", (BUCKETS,))
+    for b, own in enumerate(model.predicted):
+        table[f"predict.{b}"] = ("I16", (CLASSES, 4 * own + 9 * sum(model.predicted[:b]), own))
     for s in range(model.stages):
         if not model.uniform:
             for b, (count, dimension) in enumerate(model.blocks):
@@ -391,6 +400,8 @@ def model_hash(model: Model) -> int:
         layout |= {"buckets": BUCKETS, "channels": model.groups, "mode": "uniform"}
     else:
         layout |= {"blocks": [list(block) for block in model.blocks], "stages": model.stages}
+        if model.predicted:
+            layout["predicted"] = list(model.predicted)
     digest = hashlib.sha256(json.dumps(layout, sort_keys=True).encode("ascii"))
     for name in sorted(model.tensors):
         tensor = model.tensors[name]
@@ -666,21 +677,93 @@ class RangeDecoder:
             raise CorruptError("a stream does not end as its symbols do")
 
 
+# --- Mode 0: prediction ---------------------------------------------------------------------------
+
+WEIGHT_BITS = 14
+MAX_PREDICTED = 1 << 16
+
+
+def class_at(y: int, x: int) -> int:
+    """The class of a position."""
+    # The largest power of two, up to 8, that divides both coordinates; all of them divide zero.
+    step = math.gcd(y, x, 8)
+    if step == 8:
+        return 0
+    both_odd = y // step % 2 == 1 and x // step % 2 == 1
+    return {4: 1, 2: 3, 1: 5}[step] + (not both_odd)
+
+
+def mirror(v: int, e: int, n: int) -> int | None:
+    for moved in (v + e, v - e):
+        if 0 <= moved < n:
+            return moved
+    return None
+
+
+def known_neighbours(y: int, x: int, grid: Grid) -> list[tuple[int, int]]:
+    """The positions in lower classes from which (y, x) is predicted: four, in class 0 none."""
+    kind = class_at(y, x)
+    if kind == 0:
+        return []
+    d = (4, 2, 1)[(kind - 1) // 2]
+    ys = [mirror(y, e, grid.rows) for e in (-d, d)]
+    xs = [mirror(x, f, grid.cols) for f in (-d, d)]
+    if kind % 2 == 1:
+        return [(v, h) for v in ys for h in xs if v is not None and h is not None]
+    vertical = [(v, x) for v in ys if v is not None]
+    horizontal = [(y, h) for h in xs if h is not None]
+    return (vertical or horizontal) + (horizontal or vertical)
+
+
+def surrounding(y: int, x: int, grid: Grid) -> list[tuple[int, int]]:
+    """The 3x3 positions around (y, x), in raster order but for those that are mirrored."""
+    ys = [mirror(y, e, grid.rows) for e in (-1, 0, 1)]
+    xs = [mirror(x, f, grid.cols) for f in (-1, 0, 1)]
+    return [(y if v is None else v, x if h is None else h) for v in ys for h in xs]
+
+
+def predict(q: Array, model: Model) -> None:
+    """Adds the prediction to the codewords of stage 0, q int64 (C, rows, cols), in place."""
+    grid = Grid(*q.shape[1:])
+    by_class: list[list[tuple[int, int]]] = [[] for _ in range(CLASSES)]
+    for y in range(grid.rows):
+        for x in range(grid.cols):
+            by_class[class_at(y, x)].append((y, x))
+    first = 0
+    for b, own in enumerate(model.predicted):
+        weights = model.tensors[f"predict.{b}"].astype(np.int64)
+        block = slice(first, first + own)
+        for kind, positions in enumerate(by_class):
+            for y, x in positions:
+                known = [q[block, v, h] for v, h in known_neighbours(y, x, grid)]
+                known = known or 4 * [np.zeros(own, dtype=np.int64)]
+                before = [q[:first, v, h] for v, h in surrounding(y, x, grid)]
+                total = np.concatenate([*known, *before]) @ weights[kind]
+                q[block, y, x] += np.clip((total + (1 << WEIGHT_BITS - 1)) >> WEIGHT_BITS, -32768, 32767)
+        first += own
+
+
 # --- Mode 0: latent -------------------------------------------------------------------------------
 
 
 def vector_latent(indices: Sequence[Array], model: Model) -> Array:
-    """The sum of the codewords, int64 (C, rows, cols), in units of 1/4 grey level."""
-    channels = sum(groups * dimension for groups, dimension in model.blocks)
-    result = np.zeros((channels, *indices[0].shape[1:]), dtype=np.int64)
-    for s, of_stage in enumerate(indices):
-        group = channel = 0
-        for b, (_, dimension) in enumerate(model.blocks):
-            for codebook in model.tensors[f"codebook.{s}.{b}"]:
-                codewords = codebook[of_stage[group]]
-                result[channel : channel + dimension] += np.moveaxis(codewords, -1, 0)
-                group += 1
-                channel += dimension
+    """Prediction and codewords, int64 (C, rows, cols), in units of 1/4 grey level."""
+    result = codewords_of(0, indices[0], model)
+    predict(result, model)
+    for s, of_stage in enumerate(indices[1:], start=1):
+        result += codewords_of(s, of_stage, model)
+    return result
+
+
+def codewords_of(stage: int, indices: Array, model: Model) -> Array:
+    """The codewords of one stage, int64 (C, rows, cols)."""
+    result = np.empty((model.channels, *indices.shape[1:]), dtype=np.int64)
+    group = channel = 0
+    for b, (_, dimension) in enumerate(model.blocks):
+        for codebook in model.tensors[f"codebook.{stage}.{b}"]:
+            result[channel : channel + dimension] = np.moveaxis(codebook[indices[group]], -1, 0)
+            group += 1
+            channel += dimension
     return result
 
 
@@ -805,6 +888,8 @@ def read_layout(metadata: dict[str, Any]) -> Model:
             raise ModelFileError(f"the model file has not {BUCKETS} buckets")
         blocks: tuple[tuple[int, int], ...] = ((count(quantizer, "channels"), 1),)
         codewords, stages = 256, 1
+        if "predicted" in quantizer:
+            raise ModelFileError("the model file has predicted blocks in a uniform mode")
     else:
         pairs = listing(quantizer, "blocks")
         if not pairs or not all(
@@ -827,20 +912,48 @@ def read_layout(metadata: dict[str, Any]) -> Model:
         raise ModelFileError("the chunk borders of the model file do not ascend")
     if count(prior, "window") % 2 == 0:
         raise ModelFileError("the window of the model file is even")
+    chunks = tuple(zip(borders, borders[1:], strict=False))
     return Model(
         mode=mode,
         code_id=code_id,
         blocks=blocks,
+        predicted=read_predicted(quantizer, mode, blocks, chunks),
         codewords=codewords,
         stages=stages,
         tables=count(prior, "tables"),
         embedding=count(prior, "embedding"),
         hidden=(hidden[0], hidden[1]),
         group_hidden=count(prior, "group_hidden"),
-        chunks=tuple(zip(borders, borders[1:], strict=False)),
+        chunks=chunks,
         window=prior["window"],
         tensors={},
     )
+
+
+def read_predicted(
+    quantizer: dict[str, Any],
+    mode: str,
+    blocks: Sequence[tuple[int, int]],
+    chunks: Sequence[tuple[int, int]],
+) -> tuple[int, ...]:
+    """The channels of each predicted block."""
+    predicted = listing(quantizer, "predicted") if "predicted" in quantizer else []
+    if not predicted:
+        return ()
+    if mode != "vq":
+        raise ModelFileError(f"the model file has predicted blocks in the mode {mode}")
+    if not all(map(is_count, predicted)):
+        raise ModelFileError("predicted of the model file has not positive integers only")
+    if sum(groups * dimension for groups, dimension in blocks) >= MAX_PREDICTED:
+        raise ModelFileError("the model file has too many channels for prediction")
+    # Not the last chunk.
+    if len(predicted) >= len(chunks):
+        raise ModelFileError("the model file has as many predicted blocks as chunks")
+    dimensions = [dimension for groups, dimension in blocks for _ in range(groups)]
+    for channels, (first, end) in zip(predicted, chunks, strict=False):
+        if channels != sum(dimensions[first:end]):
+            raise ModelFileError("a predicted block does not have the channels of its chunk")
+    return tuple(predicted)
 
 
 def read_tensor(header: dict[str, Any], body: bytes, name: str, kind: str, shape: Sequence[int]) -> Array:

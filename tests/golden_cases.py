@@ -3,7 +3,7 @@
 Purpose: every size, mode, rate and freedom of the format that a reader may meet, once.
 
 Layout: `Case`; pictures; files that the codec writes; files of chosen symbols, of the vector modes
-and of the uniform ones.
+and of the uniform ones; files of a model that predicts.
 
 Invariants: no picture comes from a photograph. The symbols of a case are what went into its file, not
 what was read out of it.
@@ -364,3 +364,43 @@ def _list_escapes(codec: Codec, channels: int) -> Iterator[Case]:
     last = _chosen(codec, "vae-escape-last-tile", "an escape in the last tile alone", header, [only])
     assert not unpack_tiles(stage_payloads(read_container(last.data)[1])[1], 2)[0]
     yield last
+
+
+# --- files of a model that predicts --------------------------------------------------------------
+
+
+def list_predicted_coded(codec: Codec) -> Iterator[Case]:
+    """Grids of every kind of edge, and rates."""
+    red = np.array([[[255, 0, 40]]], np.uint8)
+    yield _coded(
+        codec, "predicted-1x1-rgb-q100", "one position, predicted by earlier blocks alone", red, 100
+    )
+    yield _coded(codec, "predicted-1x200-grey-q60", "one column of positions", ramp(200, 1), 60)
+    waves = synthetic_picture(8, 61, 97)
+    yield _coded(codec, "predicted-97x61-rgb-q25", "few positions a side, one stage", waves, 25)
+    # 17 columns and 9 rows: whole steps of 8 on both axes, and nothing beyond.
+    feature = "every class of positions"
+    yield _coded(codec, "predicted-271x143-grey-q50", feature, disc(143, 271), 50)
+    waves = synthetic_picture(9, 75, 127)
+    yield _coded(codec, "predicted-127x75-rgb-q100", "the best quality, predicted", waves, 100)
+    yield _coded(codec, "predicted-230x190-grey-q1", "the lowest quality, predicted", ramp(190, 230), 1)
+
+
+def list_predicted(codec: Codec) -> Iterator[Case]:
+    """What prediction makes of chosen or missing symbols."""
+    header = _header(codec, 170, 104, codec.model.bottleneck.buckets, grey=True)
+    first, second = _draw_indices(codec, header, 2, seed=9)
+    feature = "predictions from indices as no picture has them"
+    whole = _chosen(codec, "predicted-any-indices", feature, header, [first, second])
+    yield whole
+    data = write_container(header, read_container(whole.data)[1][:1])
+    feature = "predicted-any-indices cut to 1 of 2 stages"
+    yield Case("predicted-cut-to-1", whole.model, feature, data, whole.symbols[:1])
+    feature = "stage 1 without 0: everything predicted is zero"
+    zero = np.zeros_like(first)
+    yield _chosen(codec, "predicted-first-stage-missing", feature, header, [zero, second])
+    single = np.zeros_like(first)
+    single[:4, 2, 5] = codec.model.config.quantizer.codewords - 1
+    header = _header(codec, 170, 104, 3, mode="vqvae")
+    feature = "one position that is not zero, in mode 4: the model predicts, whatever the mode"
+    yield _chosen(codec, "predicted-single", feature, header, [single])

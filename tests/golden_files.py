@@ -5,10 +5,11 @@ Purpose: what `make_golden.py` writes and `test_golden.py` holds against the pac
 Layout: the folder; one entry of the manifest for each file and each bad file; reading; coding of
 given symbols.
 
-    vector.safetensors, uniform.safetensors   the models
-    NAME.vqc, NAME.npz, NAME.png              a file, its symbols (stage0, stage1, ...) and its picture
-    bad/NAME.vqc                              a file that a reader must refuse
-    manifest.json                             {"models": [...], "files": [...], "bad": [...]}
+    vector.safetensors, uniform.safetensors, predicted.safetensors   the models
+    NAME.vqc, NAME.npz, NAME.png   a file, its symbols (stage0, stage1, ...) and its picture; where its
+                                   model predicts, the archive of symbols has the latent as well
+    bad/NAME.vqc                   a file that a reader must refuse
+    manifest.json                  {"models": [...], "files": [...], "bad": [...]}
 
 Invariants: nothing here is pickled, and the manifest names every other file of the folder.
 """
@@ -27,13 +28,13 @@ from vqcodec.bottleneck import SymbolPlane, VectorBottleneck, choose_plane
 from vqcodec.container import pack_tiles
 from vqcodec.escapes import split_values
 from vqcodec.prior import Pass
-from vqcodec.quantizer import level_in
+from vqcodec.quantizer import SCALE, level_in
 from vqcodec.uniform import UniformBottleneck, level_of
 
 FOLDER = Path(__file__).with_name("golden")
 MANIFEST = "manifest.json"
 BAD = "bad"
-MODELS = ("vector", "uniform")
+MODELS = ("vector", "uniform", "predicted")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,21 @@ def load_manifest(folder: Path = FOLDER) -> Manifest:
 def load_symbols(path: Path | BinaryIO) -> list[NDArray[np.integer]]:
     """The symbols (G, H, W) of each stage, from an archive or its bytes as a file."""
     with np.load(path, allow_pickle=False) as archive:
-        return [archive[f"stage{stage}"] for stage in range(len(archive.files))]
+        stages = sum(name.startswith("stage") for name in archive.files)
+        return [archive[f"stage{stage}"] for stage in range(stages)]
+
+
+def load_latent(path: Path | BinaryIO) -> NDArray[np.int32] | None:
+    """The latent (C, H, W) in quarters of a grey level, if the archive has it."""
+    with np.load(path, allow_pickle=False) as archive:
+        return archive["latent"] if "latent" in archive.files else None
+
+
+def decode_latent(
+    bottleneck: VectorBottleneck | UniformBottleneck, symbols: Sequence[NDArray[np.integer]], bucket: int
+) -> NDArray[np.int32]:
+    """The latent (C, H, W) of a vector mode, in quarters of a grey level."""
+    return (bottleneck.from_symbols(symbols, bucket) * SCALE).int().numpy()
 
 
 def load_pixels(path: Path | BinaryIO) -> NDArray[np.uint8]:

@@ -1,13 +1,15 @@
 """Makes the golden files in tests/golden/.
 
     python tests/make_golden.py                      the files, with the committed models
-    python tests/make_golden.py --models PICTURES    the models too, trained on a folder of pictures
-    python tests/make_golden.py --replace            and whatever has changed replaces what was there
+    python tests/make_golden.py --models PICTURES    before that, models are trained on a folder of
+                                                     pictures: those not there yet, or all with --replace
+    python tests/make_golden.py --keep               whatever has changed stays as it is there
+    python tests/make_golden.py --replace            whatever has changed replaces what was there
 
 Purpose: golden files pin the format. Files that exist must come out as they are; new ones are added.
-Without --replace, nothing is written if any of them differs: a changed file is a changed format, or
-another encoder's choice, and somebody has to decide which. Encoders choose by floating point, so on
-another machine a file of a picture may differ that is as good.
+Unless told --keep or --replace, nothing is written if any of them differs: a changed file is a changed
+format, or another encoder's choice, and somebody has to decide which. Encoders choose by floating point,
+so on another machine a file of a picture may differ that is as good; and later encoders choose otherwise.
 
 Layout: the models; what goes into the folder; writing it.
 
@@ -23,12 +25,19 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from golden_cases import Case, list_coded, list_uniform, list_vector
+from golden_cases import (
+    Case,
+    list_coded,
+    list_predicted,
+    list_predicted_coded,
+    list_uniform,
+    list_vector,
+)
 from golden_faults import Fault, list_coded_faults, list_container_faults
 from golden_files import (
     BAD,
@@ -39,8 +48,8 @@ from golden_files import (
     GoldenFile,
     Manifest,
     ModelFile,
+    decode_latent,
     load_pixels,
-    load_symbols,
     pictures_agree,
 )
 from PIL import Image
@@ -53,7 +62,7 @@ from vqcodec.quantizer import QuantizerConfig
 from vqcodec.train import train_model
 from vqcodec.train.settings import PRESETS, TrainConfig, tiny_config
 
-_MODES = {"vector": "vq", "uniform": "ae"}
+_MODES = {"vector": "vq", "uniform": "ae", "predicted": "vq"}
 _STEPS = 3000
 _SEED = 7
 
@@ -97,14 +106,39 @@ def uniform_config() -> TrainConfig:
     )
 
 
-def train_models(pictures: Path) -> dict[str, bytes]:
-    """The weights files of both models, by their names in `MODELS`."""
+def predicted_config() -> TrainConfig:
+    """Two stages, and three predicted blocks: a group of one channel, one of one and one of two, one of
+    four. The last group is not predicted. Its networks are linear: they add nothing to the format."""
+    vector = vector_config()
+    linear = (0, 0, 0)
+    return dataclasses.replace(
+        vector,
+        transform=dataclasses.replace(
+            vector.transform, analysis_depths=linear, synthesis_depths=linear, rates=0
+        ),
+        quantizer=QuantizerConfig(
+            blocks=((2, 1), (1, 2), (2, 4)),
+            codewords=16,
+            mu=(1600.0, 200.0),
+            first=(12000.0, 2000.0),
+            last=(900.0, 150.0),
+            predicted=(1, 3, 4),
+        ),
+        prior=dataclasses.replace(vector.prior, tables=4, hidden=(8, 8), chunks=(1, 3, 4)),
+        # Eight positions a side, so that a crop has positions of every class.
+        crop=128,
+        batch=2,
+    )
+
+
+def train_models(pictures: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The weights files of some of the models, by their names in `MODELS`."""
     # A sum in parts depends on their number.
     torch.set_num_threads(1)
-    configs = {"vector": vector_config, "uniform": uniform_config}
+    configs = {"vector": vector_config, "uniform": uniform_config, "predicted": predicted_config}
     trained = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in MODELS:
+        for name in names:
             title = f"golden-{name}"
             PRESETS[title] = configs[name]
             out = train_model(
@@ -125,7 +159,7 @@ def train_models(pictures: Path) -> dict[str, bytes]:
 def make_files(codecs: dict[str, Codec], models: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """Every file of the folder, by its path in it, the manifest last. AssertionError for a file that
     does not decode, or is refused, as it should."""
-    vector, uniform = (codecs[name] for name in MODELS)
+    vector, uniform, predicted = (codecs[name] for name in MODELS)
     model_entries: list[ModelFile] = []
     entries: list[GoldenFile] = []
     bad_entries: list[BadFile] = []
@@ -133,11 +167,12 @@ def make_files(codecs: dict[str, Codec], models: dict[str, bytes]) -> Iterator[t
         path, code_id = f"{name}.safetensors", f"{codecs[name].model.code_id:08x}"
         model_entries.append(ModelFile(path, len(data), _sha256(data), code_id))
         yield path, data
-    for case in (*list_coded(vector, uniform), *list_vector(vector), *list_uniform(uniform)):
+    cases = (*list_coded(vector, uniform), *list_vector(vector), *list_uniform(uniform))
+    for case in (*cases, *list_predicted_coded(predicted), *list_predicted(predicted)):
         entry = _describe(case, codecs[case.model])
         entries.append(entry)
         yield entry.file, case.data
-        yield f"{case.name}.npz", _pack_symbols(case)
+        yield f"{case.name}.npz", _pack_symbols(case, codecs[case.model])
         yield f"{case.name}.png", _pack_picture(codecs[case.model].decompress(case.data))
     for container, list_faults in ((True, list_container_faults), (False, list_coded_faults)):
         for fault in list_faults(vector, uniform):
@@ -195,10 +230,15 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _pack_symbols(case: Case) -> bytes:
+def _pack_symbols(case: Case, codec: Codec) -> bytes:
     buffer = io.BytesIO()
-    stages = {f"stage{stage}": index for stage, index in enumerate(case.symbols)}
-    np.savez_compressed(buffer, allow_pickle=False, **stages)
+    arrays = {f"stage{stage}": index for stage, index in enumerate(case.symbols)}
+    quantizer = codec.model.config.quantizer
+    if isinstance(quantizer, QuantizerConfig) and quantizer.predicted:
+        # A picture would not show that a prediction was rounded otherwise.
+        rate = read_header(case.data).rate
+        arrays["latent"] = decode_latent(codec.model.bottleneck, case.symbols, rate)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
@@ -215,15 +255,31 @@ def is_same(path: Path, data: bytes) -> bool:
     """Whether a file holds what `data` does: symbols and pictures by content, for other releases of
     the libraries that pack them pack them otherwise."""
     if path.suffix == ".npz":
-        old, new = load_symbols(path), load_symbols(io.BytesIO(data))
-        return [a.dtype for a in old] == [a.dtype for a in new] and all(map(np.array_equal, old, new))
+        with np.load(path) as old, np.load(io.BytesIO(data)) as new:
+            return old.files == new.files and all(
+                old[name].dtype == new[name].dtype and np.array_equal(old[name], new[name])
+                for name in new.files
+            )
     if path.suffix == ".png":
         return pictures_agree(load_pixels(path), load_pixels(io.BytesIO(data)))
     return path.read_bytes() == data
 
 
-def update_folder(folder: Path, files: dict[str, bytes], *, replace: bool) -> int:
-    """Writes what is new; what differs or has gone only with `replace`. The exit code."""
+def keep_entries(old: bytes, new: bytes) -> bytes:
+    """The new manifest, with the old one's entries of the files that both have."""
+    kept = {entry["file"]: entry for entries in json.loads(old).values() for entry in entries}
+    merged = {
+        kind: [kept.get(entry["file"], entry) for entry in entries]
+        for kind, entries in json.loads(new).items()
+    }
+    return (json.dumps(merged, indent=1) + "\n").encode()
+
+
+def update_folder(
+    folder: Path, files: dict[str, bytes], *, replace: bool = False, keep: bool = False
+) -> int:
+    """Writes what is new; what differs or has gone only with `replace`. With `keep`, what differs stays
+    as it is and is no obstacle. The exit code."""
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     new = [name for name in files if name not in there]
     differ = [n for n in files if n in there and n != MANIFEST and not is_same(folder / n, files[n])]
@@ -231,6 +287,9 @@ def update_folder(folder: Path, files: dict[str, bytes], *, replace: bool) -> in
     for what, names in (("new", new), ("differs", differ), ("no longer made", gone)):
         for name in names:
             print(f"{what}: {name}")
+    if keep and not gone:
+        old = (folder / MANIFEST).read_bytes()
+        files, differ = {**files, MANIFEST: keep_entries(old, files[MANIFEST])}, []
     if (differ or gone) and not replace:
         print("nothing was written; --replace accepts what differs", file=sys.stderr)
         return 1
@@ -246,14 +305,17 @@ def update_folder(folder: Path, files: dict[str, bytes], *, replace: bool) -> in
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make the golden files in tests/golden/.")
-    parser.add_argument("--models", type=Path, metavar="PICTURES", help="train the models anew")
-    parser.add_argument("--replace", action="store_true", help="accept files that differ")
+    parser.add_argument("--models", type=Path, metavar="PICTURES", help="train models first")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--keep", action="store_true", help="leave files that differ as they are")
+    choice.add_argument("--replace", action="store_true", help="accept files that differ")
     args = parser.parse_args()
-    if args.models is None:
-        models = {name: (FOLDER / f"{name}.safetensors").read_bytes() for name in MODELS}
-    else:
+    trained = {}
+    if args.models is not None:
         logging.basicConfig(format="%(message)s", level=logging.INFO)
-        models = train_models(args.models)
+        names = [n for n in MODELS if args.replace or not (FOLDER / f"{n}.safetensors").exists()]
+        trained = train_models(args.models, names)
+    models = {n: trained.get(n) or (FOLDER / f"{n}.safetensors").read_bytes() for n in MODELS}
     with tempfile.TemporaryDirectory() as folder:
         codecs = {}
         for name, data in models.items():
@@ -261,7 +323,7 @@ def main() -> int:
             path.write_bytes(data)
             codecs[name] = load_codec(path, "cpu", precise=True)
         files = dict(make_files(codecs, models))
-    return update_folder(FOLDER, files, replace=args.replace)
+    return update_folder(FOLDER, files, replace=args.replace, keep=args.keep)
 
 
 if __name__ == "__main__":

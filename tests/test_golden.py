@@ -8,6 +8,7 @@ file in tests/golden/bad/ is refused with its error. The second reader, docs/rea
 import contextlib
 import hashlib
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_cases import list_uniform, list_vector
+from golden_cases import list_predicted, list_uniform, list_vector
 from golden_faults import list_coded_faults, list_container_faults
 from golden_files import (
     BAD,
@@ -29,6 +30,8 @@ from golden_files import (
     GoldenFile,
     ModelFile,
     code_symbols,
+    decode_latent,
+    load_latent,
     load_manifest,
     load_pixels,
     load_symbols,
@@ -61,12 +64,24 @@ each_file = pytest.mark.parametrize("entry", FILES.files, ids=lambda entry: entr
 each_bad_file = pytest.mark.parametrize("entry", FILES.bad, ids=lambda entry: Path(entry.file).stem)
 
 
+# The latents of the other files are sums of codewords.
+each_predicted_file = pytest.mark.parametrize(
+    "entry", [e for e in FILES.files if e.model == "predicted"], ids=lambda entry: entry.name
+)
+
+
 def data_of(entry: GoldenFile | BadFile) -> bytes:
     return (FOLDER / entry.file).read_bytes()
 
 
 def symbols_of(entry: GoldenFile) -> list[NDArray[np.integer]]:
     return load_symbols(FOLDER / f"{entry.name}.npz")
+
+
+def latent_of(entry: GoldenFile) -> NDArray[np.int32]:
+    latent = load_latent(FOLDER / f"{entry.name}.npz")
+    assert latent is not None and latent.dtype == np.int32
+    return latent
 
 
 def load_codecs() -> dict[str, Codec]:
@@ -119,7 +134,7 @@ def test_what_the_manifest_says(codecs: dict[str, Codec]) -> None:
 
 
 def test_the_folder_is_small_and_shows_every_mode() -> None:
-    assert sum(entry.bytes for entry in FILES.models) <= 200_000
+    assert sum(entry.bytes for entry in FILES.models) <= 270_000
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 700_000
     assert {entry.mode for entry in FILES.files} == set(MODE_NAMES.values())
     assert {entry.grey for entry in FILES.files} == {False, True}
@@ -195,6 +210,35 @@ def test_pictures(codecs: dict[str, Codec], around: str) -> None:
         assert pictures_agree(np.asarray(image), load_pixels(FOLDER / f"{entry.name}.png")), entry.file
 
 
+# torch says so itself when oneDNN is switched off.
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+@pytest.mark.parametrize("around", SURROUNDINGS)
+@each_predicted_file
+def test_latents(codecs: dict[str, Codec], entry: GoldenFile, around: str) -> None:
+    bottleneck = codecs[entry.model].model.bottleneck
+    with SURROUNDINGS[around]():
+        found = decode_latent(bottleneck, symbols_of(entry), entry.rate)
+    assert np.array_equal(found, latent_of(entry))
+
+
+def test_predicted_latents_are_more_than_codewords(codecs: dict[str, Codec]) -> None:
+    """Every predicted channel of some file has something in it that no codeword put there."""
+    quantizer = codecs["predicted"].model.quantizer
+    assert isinstance(quantizer, ResidualQuantizer)
+    plain = VectorBottleneck(
+        ResidualQuantizer(quantizer.config, quantizer.codebooks), codecs["predicted"].model.prior
+    )
+    predicted = {}
+    for entry in FILES.files:
+        if entry.model == "predicted":
+            symbols = symbols_of(entry)
+            predicted[entry.name] = latent_of(entry) - decode_latent(plain, symbols, entry.rate)
+    assert np.any([part[:8].any(axis=(1, 2)) for part in predicted.values()], axis=0).all()
+    assert not any(part[8:].any() for part in predicted.values())
+    nothing = {name for name, part in predicted.items() if not part.any()}
+    assert nothing == {"predicted-first-stage-missing"}
+
+
 def test_pictures_that_do_not_agree() -> None:
     stored = np.full((40, 50), 100, np.uint8)
     changed = stored.copy()
@@ -237,11 +281,16 @@ def test_cut_files_are_made_by_truncate() -> None:
     cut = {keep: (FOLDER / f"vq-cut-to-{keep}.vqc").read_bytes() for keep in (1, 2)}
     whole = (FOLDER / "vq-whole.vqc").read_bytes()
     assert {keep: truncate(whole, stages=keep) for keep in (1, 2)} == cut
+    whole, cut_once = (
+        (FOLDER / f"predicted-{name}.vqc").read_bytes() for name in ("any-indices", "cut-to-1")
+    )
+    assert truncate(whole, stages=1) == cut_once
 
 
 def test_chosen_symbols_and_bad_files_are_made_again(codecs: dict[str, Codec]) -> None:
-    vector, uniform = (codecs[name] for name in MODELS)
-    cases = {case.name: case.data for case in (*list_vector(vector), *list_uniform(uniform))}
+    vector, uniform, predicted = (codecs[name] for name in MODELS)
+    chosen = (*list_vector(vector), *list_uniform(uniform), *list_predicted(predicted))
+    cases = {case.name: case.data for case in chosen}
     committed = {entry.name: data_of(entry) for entry in FILES.files}
     assert {name: committed.get(name) for name in cases} == cases
     faults = [*list_container_faults(vector, uniform), *list_coded_faults(vector, uniform)]
@@ -363,6 +412,15 @@ def test_second_reader(
     assert all(map(np.array_equal, found, expected))
 
 
+@each_predicted_file
+def test_second_reader_predicts(
+    reader: types.ModuleType, reader_models: dict[str, object], entry: GoldenFile
+) -> None:
+    header = reader.read_header(data_of(entry))
+    found = reader.latent(header, symbols_of(entry), reader_models[entry.model])
+    assert np.array_equal(found, latent_of(entry))
+
+
 @each_bad_file
 def test_second_reader_refuses(
     reader: types.ModuleType, reader_models: dict[str, object], entry: BadFile
@@ -414,3 +472,21 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert update_folder(tmp_path, changed, replace=True) == 0
     there = {p.relative_to(tmp_path).as_posix(): p for p in tmp_path.rglob("*") if p.is_file()}
     assert {name: path.read_bytes() for name, path in there.items()} == changed
+
+
+def test_what_differs_can_stay(tmp_path: Path) -> None:
+    """With its entry; new files come beside it, and a file that is no longer made is still refused."""
+
+    def manifest(*entries: tuple[str, int]) -> bytes:
+        return json.dumps({"files": [{"file": name, "bytes": size} for name, size in entries]}).encode()
+
+    files = {"a.vqc": b"a", MANIFEST: manifest(("a.vqc", 1))}
+    assert update_folder(tmp_path, files) == 0
+    changed = {"a.vqc": b"AA", "b.vqc": b"bbb", MANIFEST: manifest(("a.vqc", 2), ("b.vqc", 3))}
+    assert update_folder(tmp_path, changed) == 1
+    assert update_folder(tmp_path, changed, keep=True) == 0
+    assert (tmp_path / "a.vqc").read_bytes() == b"a" and (tmp_path / "b.vqc").read_bytes() == b"bbb"
+    kept = manifest(("a.vqc", 1), ("b.vqc", 3))
+    assert json.loads((tmp_path / MANIFEST).read_bytes()) == json.loads(kept)
+    assert update_folder(tmp_path, files, keep=True) == 1
+    assert json.loads((tmp_path / MANIFEST).read_bytes()) == json.loads(kept)

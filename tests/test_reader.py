@@ -628,6 +628,24 @@ def _even_window(metadata: Metadata, tensors: Tensors) -> bytes:
     return _pack_model({**metadata, "code_id": reader.model_hash(even)}, tensors)
 
 
+def _predicting(predicted: list[int] | None) -> Callable[[Metadata, Tensors], bytes]:
+    """Right in all but, perhaps, the rules for predicted blocks; None for no such key."""
+
+    def change(metadata: Metadata, tensors: Tensors) -> bytes:
+        metadata["quantizer"].pop("predicted", None)
+        layout = reader.read_layout(metadata)
+        changed = dataclasses.replace(layout, predicted=tuple(predicted or ()))
+        if predicted is not None:
+            metadata["quantizer"]["predicted"] = predicted
+        for name, (_, shape) in reader.tensor_table(changed).items():
+            if name.startswith("predict."):
+                tensors[name] = np.ones(shape, dtype=np.int16)
+        changed.tensors.update({name: tensors[name] for name in reader.tensor_table(changed)})
+        return _pack_model({**metadata, "code_id": reader.model_hash(changed)}, tensors)
+
+    return change
+
+
 MODEL_FILES: list[tuple[str, str, Callable[[Metadata, Tensors], bytes]]] = [
     ("vq", "", _rehashed),
     ("ae", "", _rehashed),
@@ -652,6 +670,26 @@ MODEL_FILES: list[tuple[str, str, Callable[[Metadata, Tensors], bytes]]] = [
     ("ae", "ModelFileError", _with("gain", 99, -1)),
     ("ae", "", _product(2**20, 2**17 - 1)),
     ("ae", "ModelFileError", _product(2**20, 2**17)),
+    ("vq", "", _predicting(None)),
+    ("vq", "", _predicting([])),
+    ("vq", "", _predicting([2])),
+    ("vq", "", _predicting([2, 6])),
+    ("vq", "ModelFileError", _predicting([1])),
+    ("vq", "ModelFileError", _predicting([1, 7])),
+    ("vq", "ModelFileError", _predicting([3, 5])),
+    ("vq", "ModelFileError", _predicting([8])),
+    ("vq", "ModelFileError", _predicting([2, 6, 4])),
+    ("vq", "ModelFileError", _predicting([2, 6, 12])),
+    ("vq", "ModelFileError", _predicting([2, 6, 12, 4])),
+    ("dvae", "", _predicting([])),
+    ("dvae", "ModelFileError", _predicting([2])),
+    ("vqvae", "", _predicting(None)),
+    ("vqvae", "ModelFileError", _predicting([2, 6])),
+    ("ae", "ModelFileError", _predicting([])),
+    ("vae", "ModelFileError", _predicting([1])),
+    ("vq", "", _with("predict.1", (0, 0, 0), -(1 << 15))),
+    ("vq", "ModelFileError", _without("predict.0")),
+    ("vq", "ModelFileError", _as_type("predict.1", "<f2")),
     ("vq", "ModelFileError", lambda metadata, tensors: b""),
     ("vq", "ModelFileError", lambda metadata, tensors: b"\xff" * 20),
     ("vq", "ModelFileError", lambda metadata, tensors: (2).to_bytes(8, "little") + b"{}"),
@@ -686,6 +724,14 @@ def test_model_files(
         ("quantizer", "blocks", []),
         ("quantizer", "blocks", [[1]]),
         ("quantizer", "mu", []),
+        ("quantizer", "predicted", [2, 0]),
+        ("quantizer", "predicted", [2, -6]),
+        ("quantizer", "predicted", [2.0, 6.0]),
+        ("quantizer", "predicted", [True, 7]),
+        ("quantizer", "predicted", [[2], [6]]),
+        ("quantizer", "predicted", ["2", "6"]),
+        ("quantizer", "predicted", 2),
+        ("quantizer", "predicted", None),
         ("prior", "chunks", [0]),
         ("prior", "chunks", [3, 3]),
         ("prior", "chunks", [10**6]),
@@ -726,6 +772,72 @@ def test_coarse_features_are_clamped(tmp_path: Path) -> None:
     error, indices = _agree(file, load_codec(path, "cpu"), model)
     assert not error
     np.testing.assert_array_equal(indices, symbols)
+
+
+# Prediction.
+
+
+@pytest.fixture(scope="module")
+def predicting(mode_models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Codec, Any]:
+    """A model with weights of all sizes, two thirds of them small enough not to be clamped."""
+    numbers = np.random.default_rng(8)
+    metadata, tensors = _unpack_model((mode_models / "vq.safetensors").read_bytes())
+    assert metadata["quantizer"]["predicted"] == [2, 6]
+    for name, tensor in tensors.items():
+        if name.startswith("predict."):
+            small = numbers.integers(-3000, 3000, tensor.shape)
+            any_size = numbers.integers(-32768, 32768, tensor.shape)
+            column = numbers.random((tensor.shape[0], 1, tensor.shape[2])) < 2 / 3
+            tensor[:] = np.where(column, small, any_size)
+    data = _rehashed(metadata, tensors)
+    path = tmp_path_factory.mktemp("predicting") / "model.safetensors"
+    path.write_bytes(data)
+    return load_codec(path, "cpu"), reader.read_model(data)
+
+
+def _check_latent(codec: Codec, model: Any, header: Any, indices: list[np.ndarray]) -> np.ndarray:
+    """The latent that both readers find, in quarters of a grey level."""
+    latent = reader.latent(header, indices, model)
+    assert latent.dtype == np.int64
+    expected = codec.model.bottleneck.from_symbols(indices, header.rate).numpy()
+    np.testing.assert_array_equal(latent, expected * 4)
+    return latent
+
+
+# The last but one has two prior tiles, which prediction does not see.
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (150, 16), (40, 24), (17, 1041), (272, 144)])
+def test_any_prediction(predicting: tuple[Codec, Any], size: tuple[int, int]) -> None:
+    codec, model = predicting
+    numbers = np.random.default_rng(9)
+    shape = (model.groups, -(-size[0] // 16), -(-size[1] // 16))
+    drawn = numbers.integers(0, model.codewords, (2, *shape)).astype(np.uint8)
+    drawn[0][numbers.random(shape) < 0.5] = 0
+    latents = []
+    for mode, rate, symbols in [
+        ("vq", 16, {0: drawn[0], 1: drawn[1]}),
+        ("vqvae", 16, {0: drawn[0]}),
+        ("dvae", 3, {0: drawn[0]}),
+        ("vq", 16, {1: drawn[1]}),
+        ("vq", 16, {}),
+    ]:
+        data = _vector_file(model, mode, rate, size, symbols)
+        error, indices = _agree(data, codec, model)
+        assert not error
+        header = reader.read_header(data)
+        latents.append(_check_latent(codec, model, header, indices))
+    whole, cut, again, second, none = latents
+    np.testing.assert_array_equal(cut, again)
+    np.testing.assert_array_equal(whole, cut + second)
+    assert not none.any()
+
+
+def test_prediction_of_pictures(predicting: tuple[Codec, Any]) -> None:
+    codec, model = predicting
+    for quality in (1, 100):
+        data = codec.compress(_picture(150, 281, 3), quality=quality)
+        error, indices = _agree(data, codec, model)
+        assert not error
+        _check_latent(codec, model, reader.read_header(data), indices)
 
 
 # The command line.

@@ -111,6 +111,20 @@ def test_normal_equations_find_the_prediction_that_made_the_data() -> None:
         assert np.abs(difference).max() < 80, kind
 
 
+def test_a_class_that_no_grid_has_keeps_its_weights() -> None:
+    random = np.random.default_rng(8)
+    shapes = weight_shapes((2,))
+    before = Predictor((2,), [random.integers(-9000, 9000, shapes[0]).astype(np.int16)])
+    equations = NormalEquations((2,))
+    decoded = torch.from_numpy(random.integers(-300, 300, (5, 16, 2)).astype(np.int32))
+    equations.add(decoded / SCALE, decoded, (4, 4))
+    after = equations.solve(before)
+    # Four by four positions have no middle of a step of 4, and nothing between.
+    for kind in range(CLASSES):
+        same = np.array_equal(after.weights[0][kind], before.weights[0][kind])
+        assert same == (kind in (1, 2)), kind
+
+
 def test_a_batch_is_coded_as_its_crops_are(tiny_model: Path) -> None:
     run, _ = _resumed(load_checkpoint(checkpoint_path(tiny_model)), tiny_model, "cpu")
     quantizer = run.vector_quantizer

@@ -380,7 +380,10 @@ def _check_quantizer(quantizer: QuantizerConfig | UniformConfig) -> int:
         raise ValueError("a size of the quantiser is out of range")
     if not 2 <= quantizer.codewords <= 256 or quantizer.groups > _MAX_GROUPS:
         raise ValueError(f"codewords must be 2..256, groups at most {_MAX_GROUPS}")
-    if not all(_is_int(size) and 1 <= size < _MAX_SIZE for size in quantizer.predicted):
+    predicted = quantizer.predicted
+    if not isinstance(predicted, tuple) or not all(
+        _is_int(size) and 1 <= size < _MAX_SIZE for size in predicted
+    ):
         raise ValueError("a size of the prediction is out of range")
     prices = (quantizer.mu, quantizer.first, quantizer.last)
     if not 1 <= quantizer.stages <= 16 or any(len(part) != quantizer.stages for part in prices):

@@ -66,12 +66,19 @@ class Predictor:
 
     def predict(self, block: int, kind: int, decoded: Tensor, at: Neighbours) -> Tensor:
         """The prediction int32 (N, P, channels of the block) of the positions of a class."""
-        inputs = gather_inputs(self.blocks[block], kind, decoded, at)
-        weight = self._maps[block][kind][-inputs.shape[2] :] if inputs.shape[2] else None
-        if weight is None:
-            return decoded.new_zeros(len(decoded), len(at.here), self.channels[block])
-        total = torch.cat([part @ weight for part in inputs.split(_SLAB, 1)], 1)
-        return ((total + 2.0 ** (SHIFT - 1)) * 2.0**-SHIFT).floor().clamp(_LOW, _HIGH).int()
+        own = self.blocks[block]
+        predicted = decoded.new_zeros(len(decoded), len(at.here), self.channels[block])
+        if not kind and not own.start:
+            return predicted
+        # Class 0 has no known neighbours, so the first inputs are not there.
+        weight = self._maps[block][kind][0 if kind else 4 * self.channels[block] :]
+        for first in range(0, len(at.here), _SLAB):
+            slab = slice(first, first + _SLAB)
+            part = Neighbours(at.here[slab], at.known[slab], at.around[slab])
+            total = gather_inputs(own, kind, decoded, part) @ weight
+            rounded = ((total + 2.0 ** (SHIFT - 1)) * 2.0**-SHIFT).floor()
+            predicted[:, slab] = rounded.clamp(_LOW, _HIGH).int()
+        return predicted
 
     def decode(
         self,
@@ -108,7 +115,7 @@ def gather_inputs(block: slice, kind: int, decoded: Tensor, at: Neighbours) -> T
     return torch.cat([known, around], 2).double()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4 * CLASSES)
 def neighbours(kind: int, height: int, width: int) -> Neighbours:
     """The positions of a class 0..CLASSES-1 of a grid, in raster order, and what surrounds them."""
     rows, columns = np.indices((height, width)).reshape(2, -1)
@@ -136,11 +143,13 @@ def neighbours(kind: int, height: int, width: int) -> Neighbours:
             known = [np.where(tall, v, a) for v, a in zip(vertical, across, strict=True)]
             known += [np.where(broad, a, v) for v, a in zip(vertical, across, strict=True)]
     stacked = np.stack(known, 1) if known else np.empty((len(rows), 0), np.int64)
-    return Neighbours(
-        torch.from_numpy(rows * width + columns),
-        torch.from_numpy(stacked),
-        torch.from_numpy(np.stack(around, 1)),
-    )
+    # They are kept, and may be of use outside of the inference mode that asks for them first.
+    with torch.inference_mode(False):
+        return Neighbours(
+            torch.from_numpy(rows * width + columns),
+            torch.from_numpy(stacked),
+            torch.from_numpy(np.stack(around, 1)),
+        )
 
 
 def class_of(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:

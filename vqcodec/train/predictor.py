@@ -50,14 +50,18 @@ class NormalEquations:
                 self.square[b][kind, first:, first:] += inputs.T @ inputs
                 self.cross[b][kind, first:] += inputs.T @ wanted
 
-    def solve(self) -> Predictor:
-        """The predictor with the least squared error over what was taken."""
+    def solve(self, before: Predictor | None = None) -> Predictor:
+        """The predictor with the least squared error over what was taken. Classes that no grid had keep
+        the weights of `before`, or get none."""
         weights: list[NDArray[np.int16]] = []
-        for square, cross in zip(self.square, self.cross, strict=True):
+        for b, (square, cross) in enumerate(zip(self.square, self.cross, strict=True)):
             ridge = _RIDGE * square.diagonal(dim1=1, dim2=2) + _FLOOR * self.count[:, None] + _FLOOR
             found = torch.linalg.solve(square + torch.diag_embed(ridge), cross)
             fixed = (found * (1 << SHIFT)).round().clamp(-32768, 32767)
             weights.append(fixed.to(torch.int16).numpy())
+            if before is not None:
+                unseen = self.count.numpy() == 0
+                weights[b][unseen] = before.weights[b][unseen]
         return Predictor(self.channels, weights)
 
     def state(self) -> dict[str, Any]:

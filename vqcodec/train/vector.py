@@ -208,7 +208,7 @@ class VectorTrainer:
         self.averages.follow()
         self.bits = self.averages.code_lengths()
         if self.equations is not None and self.steps_done % _SOLVE == _SOLVE - 1:
-            predictor = self.equations.solve()
+            predictor = self.equations.solve(predictor)
         books = self.averages.codebooks()
         self.quantizer = ResidualQuantizer(self.quantizer.config, books, predictor)
 
