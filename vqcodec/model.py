@@ -2,9 +2,9 @@
 
 A model file is safetensors (`vqcodec.model_file`). Its JSON holds format, code id, name, mode, the
 configurations of transform, quantiser and prior, the point on the rate axis of each quality, and notes
-of the training. Tensors: `analysis.*` and `synthesis.*` float16, `prior.*` integers; of a
-vector quantiser `codebook.<stage>.<block>` int16 and in mode dvae `posterior.*` float16; of a uniform
-one `step` and `gain` int32.
+of the training. Tensors: `analysis.*` and `synthesis.*`, in mode dvae `posterior.*`
+(`vqcodec.network_weights`); `prior.*` integers; of a vector quantiser `codebook.<stage>.<block>` and, if
+it predicts, `predict.<block>`, int16; of a uniform one `step` and `gain` int32.
 
 The code id is the first four bytes of a SHA-256 over what indices depend on (codebooks, prior,
 layout); a file names the code id that it needs. The synthesis network may change without it.
@@ -36,7 +36,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
-from torch import nn
 
 from vqcodec.bottleneck import NestedBottleneck, VectorBottleneck
 from vqcodec.container import MODE_NAMES, TILE, UNIFORM_BUCKETS, UNIFORM_MODES
@@ -49,6 +48,7 @@ from vqcodec.model_file import (
     read_model_file,
     read_model_header,
 )
+from vqcodec.network_weights import load_weights, store_weights
 from vqcodec.posterior import CategoricalPosterior
 from vqcodec.prediction import Predictor, weight_shapes
 from vqcodec.prior import IntegerPrior, PriorConfig, expand_tables
@@ -154,10 +154,10 @@ class Model:
         """The weights file."""
         networks = {"analysis": self.analysis, "synthesis": self.synthesis, "posterior": self.posterior}
         tensors = {
-            f"{part}.{name}": value.detach().cpu().to(torch.float16).contiguous()
+            f"{part}.{name}": value
             for part, network in networks.items()
             if network is not None
-            for name, value in network.state_dict().items()
+            for name, value in store_weights(network).items()
         }
         for name, array in self._coding_tensors().items():
             tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
@@ -429,7 +429,7 @@ def _build(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Model:
     networks = {"analysis": analysis, "synthesis": synthesis, "posterior": posterior}
     for name, network in networks.items():
         if network is not None:
-            _load_network(network, part(f"{name}."))
+            load_weights(network, part(f"{name}."))
     prior = IntegerPrior(
         config.prior,
         stages=config.quantizer.stages,
@@ -443,19 +443,6 @@ def _build(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Model:
         expand_tables(prior.tensors[f"{s}.tables"].min(-1, keepdims=True))
     quantizer = _build_quantizer(config.quantizer, tensors)
     return Model(config, analysis, synthesis, quantizer, prior, posterior)
-
-
-def _load_network(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Fills a network on the meta device with checked float16 weights."""
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    if expected != {name: tuple(value.shape) for name, value in weights.items()}:
-        raise ModelFileError("the network's tensors do not fit the configuration")
-    if not all(v.dtype == torch.float16 and v.isfinite().all() for v in weights.values()):
-        raise ModelFileError("a weight is not a finite float16")
-    if "scale" in weights and not (weights["scale"] > 0).all():
-        raise ModelFileError("the scale of a channel is not positive")
-    network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
-    network.eval().requires_grad_(False)
 
 
 def _build_quantizer(

@@ -1,6 +1,6 @@
 """Residual grouped vector quantiser with entropy-constrained assignment.
 
-The latent's C channels are cut, in order, into G groups of 1, 2 or 4 channels ("blocks" of groups
+The latent's C channels are cut, in order, into G groups of a few channels ("blocks" of groups
 of equal dimension). Stage s quantises in every group what stages 0..s-1 left, with its own
 codebook of K codewords; codeword 0 is the zero vector. An index is chosen by
 

@@ -76,14 +76,16 @@ class TrainConfig:
 def default_config() -> TrainConfig:
     """The model that `vqcodec compress` takes."""
     return TrainConfig(
-        transform=TransformConfig(analysis_depths=(3, 2, 1)),
+        transform=TransformConfig(channels=416, analysis_depths=(3, 2, 1)),
         quantizer=QuantizerConfig(
+            blocks=((8, 1), (4, 2), (68, 4), (16, 8)),
             # A stage more pays from where its range begins, on validation, and no earlier.
             first=(12000.0, 2400.0, 445.0, 117.0),
             last=(1900.0, 400.0, 110.0, 25.0),
             predicted=(3, 13, 64),
         ),
-        prior=PriorConfig(chunks=(3, 12, 28, 50)),
+        # Fewer tables than before for more groups: the file has at most 12 MB.
+        prior=PriorConfig(tables=28, chunks=(3, 12, 28, 50)),
     )
 
 
