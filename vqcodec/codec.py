@@ -206,9 +206,9 @@ class Codec:
     ) -> list[Image.Image]:
         """`count` pictures, at least 2, at equal steps on the line between two latents.
 
-        Each latent on the line is coded and decoded at the best quality, so the ends are what
-        `decompress` gives of a file of that quality (but for a picture of one pixel in mode vq,
-        whose files are cut). ImageError for pictures of unequal size.
+        Each latent on the line is coded and decoded at the best quality, without a search, so the ends
+        are what `decompress` gives of a file of that quality and effort 1 (but for a picture of one pixel
+        in mode vq, whose files are cut). ImageError for pictures of unequal size.
         """
         if count < 2:
             raise ValueError(f"a line has at least two pictures, got {count}")
