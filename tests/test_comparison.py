@@ -53,7 +53,7 @@ class StandIn:
         self.calls: list[tuple[str, int]] = []
         self.inspected: list[Picture] = []
 
-    def compress(self, picture: Picture, *, quality: int) -> bytes:
+    def compress(self, picture: Picture, *, quality: int, effort: int = 1) -> bytes:
         self.calls.append(("compress", quality))
         pixels = picture.pixels[:, :, 0] if picture.grey else picture.pixels
         buffer = io.BytesIO()
@@ -115,7 +115,7 @@ def test_figures_are_those_of_the_files(loaded: list[tuple[Any, StandIn]]) -> No
         for point in result.points:
             for (_, source), figures in zip(pictures, point.pictures, strict=True):
                 height, width = source.pixels.shape[:2]
-                data = codec.compress(source, quality=point.quality)
+                data = codec.compress(source, quality=point.quality, effort=1)
                 back = np.asarray(codec.decompress(data).convert("RGB"))
                 error = np.mean((back.astype(float) - source.pixels) ** 2)
                 assert figures.bytes == len(data)
@@ -239,7 +239,7 @@ def test_crops_are_windows_of_what_was_decoded(loaded: list[tuple[Any, StandIn]]
     assert np.array_equal(decoded(crops.original_png), source.pixels[window])
     assert [crop.label for crop in crops.crops] == ["ae", "vqvae"]
     for crop, (_, codec) in zip(crops.crops, loaded, strict=True):
-        data = codec.compress(source, quality=crop.quality)
+        data = codec.compress(source, quality=crop.quality, effort=1)
         back = np.asarray(codec.decompress(data).convert("RGB"))
         assert np.array_equal(decoded(crop.png), back[window])
         assert crop.bpp == 8 * len(data) / (300 * 280)
@@ -251,7 +251,7 @@ def test_crops_come_near_to_one_rate(loaded: list[tuple[Any, StandIn]]) -> None:
     found, crops = crop_sets(loaded, source, (5, 95))
     for crop, result, (_, codec) in zip(crops.crops, found.results, loaded, strict=True):
         assert 5 < crop.quality < 95
-        every = [8 * len(codec.compress(source, quality=q)) / (200 * 220) for q in range(5, 96)]
+        every = [8 * len(codec.compress(source, quality=q, effort=1)) / (200 * 220) for q in range(5, 96)]
         best = min(abs(math.log(bpp / crops.target_bpp)) for bpp in every)
         off = abs(math.log(crop.bpp / crops.target_bpp))
         # JPEG's sizes do not rise smoothly: three looks come within 5 % of the best there is.
@@ -391,7 +391,7 @@ def test_a_trained_model_goes_through(tiny_model: Path, monkeypatch: pytest.Monk
     result = found.results[0]
     assert result.model == codec.model.config.name
     for point in result.points:
-        data = codec.compress(source, quality=point.quality)
+        data = codec.compress(source, quality=point.quality, effort=1)
         assert point.pictures[0].bytes == len(data)
         assert point.pictures[0].divergence_bpp is None
     assert result.points[0].mean.bytes < result.points[1].mean.bytes
