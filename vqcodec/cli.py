@@ -313,8 +313,8 @@ def _build_parser() -> argparse.ArgumentParser:
         "compare",
         compare,
         "measure the modes against each other on the same pictures",
-        "Every picture is coded, without a search, and decoded by every mode at every quality; a table is "
-        "printed.",
+        "Every picture is coded, without a search, and decoded by every mode at every quality; "
+        "a table is printed.",
     )
     _add_files(sub, "picture")
     sub.add_argument(
