@@ -166,13 +166,15 @@ def train_model(
     preset: str = "default",
     mode: str | None = None,
     objective: ObjectiveConfig | None = None,
+    config: TrainConfig | None = None,
 ) -> Path:
     """Trains a model on the pictures below `data` and writes it to `out`; returns `out`.
 
     minutes or steps: the budget (steps of the networks; the prior takes half as many); neither: 60
     minutes. init: a model of the same mode to start from instead of the closed-form start. phases: a
     part of ("start", "synthesis", "joint", "prior"), in other modes than vq without "synthesis".
-    mode: vq unless given; objective: losses of the others. resume: the checkpoint has settings,
+    mode: vq unless given; objective: losses of the others; config: settings in place of those that
+    preset, mode and objective say, for a run that begins. resume: the checkpoint has settings,
     phases and seed, and goes on with them; a mode, phases or losses that differ are refused. Raises
     VqcError subclasses for unusable data, models and checkpoints or a diverging loss, ValueError for
     arguments that do not fit.
@@ -186,16 +188,17 @@ def train_model(
         run, pending = _resumed(load_checkpoint(checkpoint_path(out)), out, target)
         _check_resumed(run, mode, phases, objective)
     else:
-        config, chosen = _plan(out, preset, mode or "vq", objective, phases, init)
+        asked = config or preset_config(preset, mode or "vq", objective)
+        chosen = _plan(out, asked, phases, init)
     seconds = None if steps is not None else 60 * (60.0 if minutes is None else minutes)
     photos = load_photos(data)
     logger.info("%d pictures to train on, %d to validate", len(photos.train), len(photos.validation))
     if run is None:
         if init is not None:
-            model = load_model(find_model(init, mode=config.mode))
-            run = _from_model(model, photos, out, target, seed, chosen, config)
+            model = load_model(find_model(init, mode=asked.mode))
+            run = _from_model(model, photos, out, target, seed, chosen, asked)
         else:
-            run = _start(config, photos, out, target, seed, chosen)
+            run = _start(asked, photos, out, target, seed, chosen)
         run.write()
         save_checkpoint(checkpoint_path(out), run.state())
     prior, joint = run.config.prior_share, run.config.joint_share
@@ -244,7 +247,7 @@ def train_models(
     going_on = [resume and checkpoint_path(target).exists() for target in targets]
     for mode, target, goes_on in zip(modes, targets, going_on, strict=True):
         if not goes_on:
-            _plan(target, preset, mode, objective, phases, None)
+            _plan(target, preset_config(preset, mode, objective), phases, None)
     out.mkdir(parents=True, exist_ok=True)
     return [
         train_model(
@@ -262,26 +265,22 @@ def train_models(
 
 
 def _plan(
-    out: Path,
-    preset: str,
-    mode: str,
-    objective: ObjectiveConfig | None,
-    phases: tuple[str, ...] | None,
-    init: str | None,
-) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Settings and phases of a new run. ValueError and OutputExistsError for what cannot be."""
-    config = preset_config(preset, mode, objective)
+    out: Path, config: TrainConfig, phases: tuple[str, ...] | None, init: str | None
+) -> tuple[str, ...]:
+    """Phases of a new run. ValueError and OutputExistsError for what cannot be."""
     chosen = phases or (config.phases if init is None else config.phases[1:])
     for phase in chosen:
         if phase not in config.phases:
-            raise ValueError(f"phases of mode {mode} are {', '.join(config.phases)}, got {phase!r}")
+            raise ValueError(
+                f"phases of mode {config.mode} are {', '.join(config.phases)}, got {phase!r}"
+            )
     if (init is None) != ("start" in chosen):
         raise ValueError("a run begins with the phase 'start' or with a model given as init")
     if out.exists() or checkpoint_path(out).exists():
         raise OutputExistsError(
             f"{out} or its checkpoint exists: resume that run, or choose another name"
         )
-    return config, chosen
+    return chosen
 
 
 def _check_resumed(

@@ -41,7 +41,7 @@ class TrainConfig:
 
     smoothing: of the moving average of weights; prior_share, joint_share: the prior's part of a budget
     of time, and in mode vq the joint training's. rate_share, temperature: how the rate's gradient is
-    estimated there, at which part of the positions and under how soft a choice.
+    estimated there, at which part of the positions (0: not at all) and under how soft a choice.
     """
 
     mode: str = "vq"

@@ -172,11 +172,13 @@ class VectorTrainer:
     def _expected_bits(self, latent: Tensor, coded: CodedLatent) -> Tensor:
         """Bits (N,) of latent (N, C, h, w) under soft choices, from a random part of the positions."""
         count, channels, height, width = latent.shape
+        total = latent.new_zeros(count)
+        if not self.config.rate_share:
+            return total
         vectors = latent.permute(0, 2, 3, 1).reshape(count, -1, channels)
         area = height * width
         size = max(1, round(self.config.rate_share * area))
         chosen = torch.from_numpy(self.random.choice(area, size, replace=False)).to(latent.device)
-        total = latent.new_zeros(count)
         for stage, coding in enumerate(coded.stages):
             before = coding.before.to(latent.device)[:, chosen]
             residual = (vectors[coding.active][:, chosen] - before).flatten(0, 1)

@@ -1,0 +1,218 @@
+"""What each part of mode vq is worth: the same training with one part off at a time.
+
+    python bench/ablation.py --data PHOTOS --out DIR [--only NAME,...] [--steps N] [--json FILE]
+
+Purpose: a model of each variant, trained from the start with one seed and one number of steps on small
+crops, and its BD-rate against the one that has everything, over the pictures that training sets aside.
+Models and checkpoints stay in DIR: a run that was cut goes on, a variant that is there is not trained
+again. Exit status: 0, or 2 for a wrong command line.
+
+What is measured: whole files of centre crops at a few qualities, decoded again; means of bpp and of
+PSNR-RGB, and BD-rate over the decibels that both curves cover. Budgets are small, so the figures say
+which parts matter, not how good the packaged model is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Run as a script: the root comes last, so that an installed vqcodec is the one that is measured.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from bench.metrics import Curve, bd_rate, curve_of_means, record, write_json
+from vqcodec.similarity import psnr_rgb
+
+if TYPE_CHECKING:
+    from vqcodec.train.settings import TrainConfig
+
+QUALITIES = (5, 20, 35, 50, 65, 80, 95)
+SIDE = 384
+EVERYTHING = "everything"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """off: what it lacks, in words; change: of the settings; phases: of the training; effort: of the
+    encoder; trained_as: the variant whose model it takes, if it differs in the encoder alone."""
+
+    off: str
+    change: Callable[[TrainConfig], TrainConfig] = lambda config: config
+    phases: tuple[str, ...] = ("start", "synthesis", "joint", "prior")
+    effort: int = 4
+    trained_as: str | None = None
+
+
+def _transform(**values: Any) -> Callable[[TrainConfig], TrainConfig]:
+    return lambda config: dataclasses.replace(
+        config, transform=dataclasses.replace(config.transform, **values)
+    )
+
+
+def _quantizer(**values: Any) -> Callable[[TrainConfig], TrainConfig]:
+    return lambda config: dataclasses.replace(
+        config, quantizer=dataclasses.replace(config.quantizer, **values)
+    )
+
+
+def _fewer_channels(config: TrainConfig) -> TrainConfig:
+    """The channels of the last block of groups left out."""
+    blocks = config.quantizer.blocks[:-1]  # type: ignore[union-attr]
+    channels = sum(count * dim for count, dim in blocks)
+    return _quantizer(blocks=blocks)(_transform(channels=channels)(config))
+
+
+VARIANTS = {
+    EVERYTHING: Variant("nothing"),
+    "search": Variant("search at the encoder", effort=1, trained_as=EVERYTHING),
+    "prior": Variant("conditional prior: static tables", phases=("start", "synthesis", "joint")),
+    "prediction": Variant("spatial prediction", _quantizer(predicted=())),
+    "joint": Variant(
+        "joint training: linear analysis, codebooks of the start",
+        _transform(analysis_depths=(0, 0, 0)),
+        ("start", "synthesis", "prior"),
+    ),
+    "rate": Variant("gradient of the rate", lambda c: dataclasses.replace(c, rate_share=0.0)),
+    "analysis": Variant("branch of the analysis", _transform(analysis_depths=(0, 0, 0))),
+    "synthesis": Variant(
+        "branch of the synthesis",
+        _transform(synthesis_depths=(0, 0, 0)),
+    ),
+    "rates": Variant("synthesis told of the rate", _transform(rates=0)),
+    "average": Variant("moving average of weights", lambda c: dataclasses.replace(c, smoothing=0.0)),
+    "channels": Variant("channels 288 to 415", _fewer_channels),
+}
+
+
+def settings(variant: Variant, preset: str) -> TrainConfig:
+    """The settings of a variant: those of the preset, but for crops of a quarter the area."""
+    from vqcodec.train.settings import preset_config
+
+    config = preset_config(preset)
+    config = dataclasses.replace(config, crop=config.crop // 2, prior_window=config.prior_window // 2)
+    return variant.change(config)
+
+
+def train(name: str, *, data: Path, out: Path, steps: int, seed: int, preset: str) -> Path:
+    """The model of a variant, trained as far as it is not."""
+    from vqcodec.train import train_model
+    from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint
+
+    variant = VARIANTS[name]
+    path = out / f"{name}.safetensors"
+    going_on = checkpoint_path(path).exists()
+    if going_on and set(variant.phases) <= set(load_checkpoint(checkpoint_path(path))["done"]):
+        return path
+    return train_model(
+        data=data,
+        out=path,
+        steps=steps,
+        resume=going_on,
+        phases=None if going_on else variant.phases,
+        seed=seed,
+        config=settings(variant, preset),
+    )
+
+
+def measure(model: Path, pictures: Sequence[NDArray[np.uint8]], *, effort: int) -> Curve:
+    """The curve of means of a model's files."""
+    from vqcodec.codec import load_codec
+
+    codec = load_codec(model, "cpu")
+    bpp, psnr = [], []
+    for quality in QUALITIES:
+        files = [codec.compress(picture, quality=quality, effort=effort) for picture in pictures]
+        decoded = [np.asarray(codec.decompress(file)) for file in files]
+        bpp.append([8 * len(f) / (p.size // 3) for f, p in zip(files, pictures, strict=True)])
+        psnr.append([psnr_rgb(p, d) for p, d in zip(pictures, decoded, strict=True)])
+    return curve_of_means(bpp, psnr)
+
+
+def lost(curve: Curve, best: Curve) -> tuple[float, float, float]:
+    """BD-rate in per cent against the best curve, and the range of decibels that it is taken over."""
+    low = max(curve.decibels[0], best.decibels[0])
+    high = min(curve.decibels[-1], best.decibels[-1])
+    return bd_rate(curve, best, low=low, high=high), low, high
+
+
+def centre(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The middle of a photograph, SIDE pixels a side at most."""
+    top, left = (max(0, side - SIDE) // 2 for side in photo.shape[:2])
+    return np.ascontiguousarray(photo[top : top + SIDE, left : left + SIDE])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="ablation.py", description="What each part of mode vq is worth."
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="photographs to train on")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="models and checkpoints")
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=list(VARIANTS),
+        metavar="NAME,...",
+        help=f"of {', '.join(VARIANTS)}",
+    )
+    parser.add_argument("--steps", type=int, default=5000, help="of the networks (default 5000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="default", help="settings of everything (default: default)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run with the arguments after the script's name; return the exit status."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.only if name not in VARIANTS]
+    if unknown or args.steps < 1:
+        parser.error(f"unknown: {', '.join(unknown)}" if unknown else "--steps must be at least 1")
+    if not args.data.is_dir():
+        parser.error(f"{args.data} is not a folder")
+    try:
+        import scipy  # noqa: F401
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}: pip install 'vqcodec[bench]'")
+    from vqcodec.train.photos import load_photos
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args.out.mkdir(parents=True, exist_ok=True)
+    names = [EVERYTHING, *(name for name in args.only if name != EVERYTHING)]
+    curves: dict[str, Curve] = {}
+    pictures = [centre(photo) for photo in load_photos(args.data).validation]
+    for name in names:
+        model = train(
+            VARIANTS[name].trained_as or name,
+            data=args.data,
+            out=args.out,
+            steps=args.steps,
+            seed=args.seed,
+            preset=args.preset,
+        )
+        curves[name] = measure(model, pictures, effort=VARIANTS[name].effort)
+    print(f"{len(pictures)} pictures, {args.steps} steps\n  {'off':<58} BD-rate lost")
+    rows = []
+    for name, curve in curves.items():
+        percent, low, high = lost(curve, curves[EVERYTHING])
+        print(f"  {VARIANTS[name].off:<58} {percent:+.1f} %  ({low:.1f} to {high:.1f} dB)")
+        points = [{"bpp": b, "psnr": d} for b, d in zip(curve.bpp, curve.decibels, strict=True)]
+        row = {"variant": name, "off": VARIANTS[name].off, "percent": percent, "range_db": [low, high]}
+        rows.append({**row, "points": points})
+    if args.json:
+        write_json(args.json, {**record("ablation", argv, "cpu"), "steps": args.steps, "variants": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
