@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -106,12 +107,21 @@ def train(name: str, *, data: Path, out: Path, steps: int, seed: int, preset: st
     """The model of a variant, trained as far as it is not."""
     from vqcodec.train import train_model
     from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint
+    from vqcodec.train.settings import config_to_json
 
     variant = VARIANTS[name]
     path = out / f"{name}.safetensors"
+    config = settings(variant, preset)
     going_on = checkpoint_path(path).exists()
-    if going_on and set(variant.phases) <= set(load_checkpoint(checkpoint_path(path))["done"]):
-        return path
+    if going_on:
+        before = load_checkpoint(checkpoint_path(path))
+        if before["config"] != config_to_json(config) or before["seed"] != seed:
+            raise ValueError(f"{path.name} was trained with other settings: give another --out")
+        if set(variant.phases) <= set(before["done"]):
+            notes = json.loads(before["notes"])
+            if steps not in (notes.get("joint_steps"), notes.get("synthesis_steps")):
+                raise ValueError(f"{path.name} was not trained for {steps} steps: give another --out")
+            return path
     return train_model(
         data=data,
         out=path,
@@ -119,7 +129,7 @@ def train(name: str, *, data: Path, out: Path, steps: int, seed: int, preset: st
         resume=going_on,
         phases=None if going_on else variant.phases,
         seed=seed,
-        config=settings(variant, preset),
+        config=config,
     )
 
 
@@ -138,7 +148,8 @@ def measure(model: Path, pictures: Sequence[NDArray[np.uint8]], *, effort: int) 
 
 
 def lost(curve: Curve, best: Curve) -> tuple[float, float, float]:
-    """BD-rate in per cent against the best curve, and the range of decibels that it is taken over."""
+    """BD-rate in per cent against the best curve, and the range of decibels that it is taken over.
+    CurveError for curves that do not rise; ValueError for those that have no decibels in common."""
     low = max(curve.decibels[0], best.decibels[0])
     high = min(curve.decibels[-1], best.decibels[-1])
     return bd_rate(curve, best, low=low, high=high), low, high
@@ -192,23 +203,31 @@ def main(argv: Sequence[str]) -> int:
     curves: dict[str, Curve] = {}
     pictures = [centre(photo) for photo in load_photos(args.data).validation]
     for name in names:
-        model = train(
-            VARIANTS[name].trained_as or name,
-            data=args.data,
-            out=args.out,
-            steps=args.steps,
-            seed=args.seed,
-            preset=args.preset,
-        )
+        try:
+            model = train(
+                VARIANTS[name].trained_as or name,
+                data=args.data,
+                out=args.out,
+                steps=args.steps,
+                seed=args.seed,
+                preset=args.preset,
+            )
+        except ValueError as error:
+            parser.error(str(error))
         curves[name] = measure(model, pictures, effort=VARIANTS[name].effort)
     print(f"{len(pictures)} pictures, {args.steps} steps\n  {'off':<58} BD-rate lost")
     rows = []
     for name, curve in curves.items():
-        percent, low, high = lost(curve, curves[EVERYTHING])
-        print(f"  {VARIANTS[name].off:<58} {percent:+.1f} %  ({low:.1f} to {high:.1f} dB)")
         points = [{"bpp": b, "psnr": d} for b, d in zip(curve.bpp, curve.decibels, strict=True)]
-        row = {"variant": name, "off": VARIANTS[name].off, "percent": percent, "range_db": [low, high]}
-        rows.append({**row, "points": points})
+        row: dict[str, Any] = {"variant": name, "off": VARIANTS[name].off, "points": points}
+        try:
+            percent, low, high = lost(curve, curves[EVERYTHING])
+            said = f"{percent:+.1f} %  ({low:.1f} to {high:.1f} dB)"
+            row |= {"percent": percent, "range_db": [low, high]}
+        except ValueError as error:
+            said = f"n/a: its curve {error}"
+        print(f"  {VARIANTS[name].off:<58} {said}")
+        rows.append(row)
     if args.json:
         write_json(args.json, {**record("ablation", argv, "cpu"), "steps": args.steps, "variants": rows})
     return 0

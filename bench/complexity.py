@@ -30,9 +30,7 @@ def count_network(network: torch.nn.Module, latent_channels: int, *, analysis: b
 
     def count(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal total
-        if isinstance(module, torch.nn.ConvTranspose2d):
-            total += module.weight.numel() * (side // STRIDE) ** 2
-        elif isinstance(module, torch.nn.Conv2d):
+        if isinstance(module, torch.nn.Conv2d):
             total += module.weight.numel() * output.shape[2] * output.shape[3]
 
     hooks = [m.register_forward_hook(count) for m in network.modules()]
@@ -42,6 +40,9 @@ def count_network(network: torch.nn.Module, latent_channels: int, *, analysis: b
         else:
             latent = torch.zeros(1, latent_channels, side // STRIDE, side // STRIDE)
             network(latent, torch.ones(1, dtype=torch.int64))
+            # The linear path is a product that no layer is called for.
+            linear = network.get_submodule("linear")
+            total += sum(weight.numel() for weight in linear.parameters()) * (side // STRIDE) ** 2
     for hook in hooks:
         hook.remove()
     return total / side**2

@@ -34,6 +34,12 @@ def test_variants_are_trained_once_and_compared(
     assert models == {"everything", "prior", "joint"}
     monkeypatch.setattr("vqcodec.train.train_model", None)
     assert _run(pictures, tmp_path, "search,prior,joint")["variants"] == found["variants"]
+    for other in (["--steps", "3"], ["--seed", "1"]):
+        options = ["--data", str(pictures), "--out", str(tmp_path / "models"), "--only", "prior"]
+        options += ["--preset", "tiny", "--steps", "2"]
+        with pytest.raises(SystemExit) as stop:
+            ablation.main([*options, *other])
+        assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("name", ablation.VARIANTS)

@@ -213,7 +213,7 @@ def test_a_line_begins_and_ends_at_its_pictures(codecs: dict[str, Codec], mode: 
     line = codec.interpolate(first, second, count=4)
     assert len(line) == 4
     for end, picture in ((line[0], first), (line[-1], second)):
-        assert end.tobytes() == codec.decompress(codec.compress(picture, quality=100)).tobytes()
+        assert end.tobytes() == codec.decompress(codec.compress(picture, quality=100, effort=1)).tobytes()
     assert len({p.tobytes() for p in line}) == 4
     with pytest.raises(ImageError, match="differ in size: 56 x 40 and 40 x 56"):
         codec.interpolate(first, synthetic_picture(2, 56, 40), count=3)
@@ -296,7 +296,7 @@ def test_weights_that_overflow_are_refused_when_used(
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     for name, tensor in tensors.items():
         if name.startswith("analysis.branch"):
-            tensor.fill_(65504.0)
+            tensor.fill_(65504.0 if tensor.dtype.is_floating_point else 127)
     path = tmp_path / "huge.safetensors"
     save_file(tensors, path, metadata)
     codec = load_codec(path, "cpu")
@@ -410,8 +410,8 @@ def test_several_modes_are_trained_and_resumed(pictures: Path, tmp_path: Path) -
         train_models(modes=("vae", "vq"), objective=ObjectiveConfig(), **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="twice"):
         train_models(modes=("ae", "ae"), **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="phases of mode vq"):
-        train_models(modes=("ae", "vq"), phases=("start", "joint"), **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="phases of mode ae"):
+        train_models(modes=("vq", "ae"), phases=("start", "synthesis"), **options)  # type: ignore[arg-type]
     assert not (tmp_path / "all").exists()
     made = train_models(modes=("ae", "vq"), **options)  # type: ignore[arg-type]
     assert [path.name for path in made] == ["ae.safetensors", "vq-small.safetensors"]

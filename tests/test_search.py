@@ -14,7 +14,7 @@ from vqcodec.cli import main
 from vqcodec.codec import Codec, load_codec
 from vqcodec.image import as_picture
 from vqcodec.quantizer import RatePoint
-from vqcodec.search import EFFORTS, check_effort, search_symbols
+from vqcodec.search import EFFORTS, _descend, check_effort, search_symbols
 from vqcodec.truncation import truncate
 
 
@@ -33,8 +33,10 @@ def _cost(codec: Codec, picture: np.ndarray, planes: list[SymbolPlane], point: R
     with torch.inference_mode():
         pixels = codec.synthesis(latent, torch.tensor([bucket]))[0]
     height, width = picture.shape[:2]
-    difference = pixels[:, :height, :width].permute(1, 2, 0).numpy() - picture
-    return float((difference**2).sum()) + point.price * sum(plane.bits for plane in planes)
+    difference = pixels[:, :height, :width].clamp(0, 255).permute(1, 2, 0).numpy() - picture
+    return float((difference**2).sum()) + point.price * sum(
+        plane.bits for plane in planes if plane.index.any()
+    )
 
 
 @pytest.mark.parametrize("size", [(128, 160), (131, 145)])
@@ -126,3 +128,34 @@ def test_the_command_takes_an_effort(codec: Codec, tiny_model: Path, tmp_path: P
     with pytest.raises(SystemExit) as stop:
         main(["compress", str(source), *options, "--effort", "10"])
     assert stop.value.code == 2
+
+
+def test_a_model_that_was_loaded_in_inference_mode_searches(tiny_model: Path) -> None:
+    picture = synthetic_picture(5, 64, 80)
+    with torch.inference_mode():
+        inside = load_codec(str(tiny_model), "cpu").compress(picture, quality=60)
+        codec = load_codec(str(tiny_model), "cpu")
+    assert codec.compress(picture, quality=60) == inside
+
+
+def test_the_gradient_is_that_of_the_whole_picture(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut into blocks with margins, and with the continuation of small latents, it is the same."""
+    for shape, side in (((20, 70), 40), ((400, 620), 9)):
+        picture = synthetic_picture(3, *shape)
+        point = codec.model.config.points[50]
+        bottleneck = codec.model.bottleneck
+        assert isinstance(bottleneck, VectorBottleneck)
+        planes = bottleneck.to_symbols(codec._latent(as_picture(picture)), point)
+        pixels = torch.from_numpy(picture).permute(2, 0, 1).float()
+        monkeypatch.setattr("vqcodec.search._BLOCK", side)
+        error, target = _descend(planes, pixels, point, bottleneck, codec.synthesis, only_error=False)
+        decoded = bottleneck.from_symbols([plane.index for plane in planes], point.bucket)
+        whole = decoded.clone().requires_grad_(True)
+        bucket = bottleneck.shown_bucket([plane.index for plane in planes], point.bucket)
+        shown = codec.synthesis(pad_latent(whole)[None], torch.tensor([bucket]))[0].clamp(0, 255)
+        missed = (shown[:, : shape[0], : shape[1]] - pixels).square().sum()
+        missed.backward()  # type: ignore[no-untyped-call]
+        assert error == pytest.approx(missed.item(), rel=1e-5)
+        assert whole.grad is not None
+        expected = decoded - whole.grad / 2
+        assert torch.allclose(target, expected, rtol=1e-4, atol=0.02 * float(whole.grad.abs().mean()))

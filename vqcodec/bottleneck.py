@@ -166,7 +166,7 @@ class VectorBottleneck:
         _, height, width = latent.shape
         context = self._context(height, width)
         target = latent.permute(1, 2, 0).reshape(height * width, -1).float().cpu().contiguous()
-        decoded = torch.zeros(target.shape, dtype=torch.int32)
+        decoded = torch.zeros(target.shape, dtype=torch.int32, device=target.device)
         planes: list[SymbolPlane] = []
         for stage in range(point.last_stage + 1)[:stages]:
             level = level_in(point.bucket, stage)
@@ -269,15 +269,15 @@ class VectorBottleneck:
         if stage or predictor is None:
             return assign
         # Every codeword moves the predictions that follow, so they are chosen class by class.
-        total = torch.zeros(1, *target.shape, dtype=torch.int32)
+        total = torch.zeros(1, *target.shape, dtype=torch.int32, device=target.device)
 
         def assign_predicted(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
             if step.chunk >= len(predictor.blocks):
                 return assign(step, tables)
             places = _flat(step, grid[1])
-            table = torch.zeros(len(tables), len(target), dtype=torch.int32)
+            table = torch.zeros(len(tables), len(target), dtype=torch.int32, device=target.device)
             table[:, places] = torch.from_numpy(tables.astype(np.int32))
-            index = torch.zeros(table.shape, dtype=torch.uint8)
+            index = torch.zeros(table.shape, dtype=torch.uint8, device=target.device)
 
             def add(block: int, kind: int, at: Neighbours, predicted: Tensor) -> Tensor:
                 wanted = target[at.here, predictor.blocks[block]] - to_latent(predicted[0])

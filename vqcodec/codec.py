@@ -110,8 +110,9 @@ class Codec:
     def __init__(self, model: Model, device: torch.device, *, precise: bool = False) -> None:
         self.model, self.device = model, device
         self.precise = precise or not has_fast_bfloat16(device)
-        self.analysis = model.analysis.to(device)
-        self.synthesis = model.synthesis.to(device)
+        with torch.inference_mode(False):
+            self.analysis = model.analysis.to(device)
+            self.synthesis = model.synthesis.to(device)
 
     def compress(
         self,

@@ -184,7 +184,9 @@ def load_model(path: Path) -> Model:
     """Reads a model file. ModelFileError, which names it, if it is not one or not a sound one."""
     header, tensors = read_model_file(path)
     try:
-        model = _build(_parse_config(header), tensors)
+        # The encoder takes gradients through the synthesis, wherever it was loaded.
+        with torch.inference_mode(False):
+            model = _build(_parse_config(header), tensors)
         _check_code_id(header, model.code_id)
     # What a hand-made file can provoke: wrong types in the JSON, dtypes without a NumPy twin.
     except (

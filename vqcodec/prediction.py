@@ -115,7 +115,7 @@ def gather_inputs(block: slice, kind: int, decoded: Tensor, at: Neighbours) -> T
     return torch.cat([known, around], 2).double()
 
 
-@lru_cache(maxsize=4 * CLASSES)
+@lru_cache(maxsize=CLASSES)
 def neighbours(kind: int, height: int, width: int) -> Neighbours:
     """The positions of a class 0..CLASSES-1 of a grid, in raster order, and what surrounds them."""
     rows, columns = np.indices((height, width)).reshape(2, -1)

@@ -209,10 +209,10 @@ class ResidualQuantizer:
         """Indices (G, P) of every stage, each by distance alone, of latent vectors float32 (P, C) at the
         positions of a grid (height, width) in raster order."""
         config = self.config
-        bias = torch.zeros(config.groups, 1, config.codewords, dtype=torch.float32)
-        table = torch.zeros(config.groups, len(vectors), dtype=torch.int32)
+        bias = torch.zeros(config.groups, 1, config.codewords, device=vectors.device)
+        table = torch.zeros(config.groups, len(vectors), dtype=torch.int32, device=vectors.device)
         indices = []
-        decoded = torch.zeros(1, *vectors.shape, dtype=torch.int32)
+        decoded = torch.zeros(1, *vectors.shape, dtype=torch.int32, device=vectors.device)
         for stage in range(config.stages):
             index, decoded = self.encode_stage(stage, vectors[None], decoded, bias, table, grid)
             indices.append(index)

@@ -46,7 +46,8 @@ def search_symbols(
     *,
     effort: int,
 ) -> list[SymbolPlane]:
-    """The best symbols found for latent (C, h, w) and pixels float32 (3, H, W), on one device.
+    """The best symbols found for latent (C, h, w), on the CPU, and pixels float32 (3, H, W), on the
+    device of the synthesis.
 
     effort: 1..EFFORTS; 1 assigns once. ValueError for others. Deterministic where the synthesis is.
     """
@@ -56,7 +57,8 @@ def search_symbols(
     for number in range(rounds + 1 if rounds else 0):
         last = number == rounds
         error, target = _descend(planes, pixels, point, bottleneck, synthesis, only_error=last)
-        cost = error + point.price * sum(plane.bits for plane in planes)
+        # A stage that is all zero is left out of the file.
+        cost = error + point.price * sum(plane.bits for plane in planes if plane.index.any())
         if best is None or cost < best.cost:
             best = _Found(planes, cost)
         if not last:
@@ -85,18 +87,24 @@ def _descend(
     indices = [plane.index for plane in planes[:coded]]
     bucket = bottleneck.shown_bucket(indices, point.bucket)
     rate = torch.tensor([bucket], device=pixels.device)
-    # Inside inference mode tensors could not take part in a gradient.
-    with torch.inference_mode(False), torch.set_grad_enabled(not only_error):
-        decoded = bottleneck.from_symbols(indices, point.bucket).clone().to(pixels.device)
-        decoded.requires_grad_(not only_error)
-        error = 0.0
-        for block in cut_blocks(pixels.shape[1], pixels.shape[2], _BLOCK):
-            part = pad_latent(decoded)[None, :, *block.latents]
-            picture = synthesis(part.contiguous(memory_format=torch.channels_last), rate)[0]
-            missed = (picture[:, *block.inside] - pixels[:, *block.pixels].clone()).square().sum()
-            if not only_error:
-                missed.backward()
-            error += missed.item()
-        if only_error or decoded.grad is None:
-            return error, decoded
-        return error, decoded.detach() - decoded.grad / 2
+    decoded = bottleneck.from_symbols(indices, point.bucket)
+    height, width = decoded.shape[1:]
+    padded = pad_latent(decoded)
+    gradient = torch.zeros_like(padded)
+    error = 0.0
+    for block in cut_blocks(pixels.shape[1], pixels.shape[2], _BLOCK):
+        # Inside inference mode tensors could not take part in a gradient.
+        with torch.inference_mode(False), torch.set_grad_enabled(not only_error):
+            part = padded[None, :, *block.latents].clone().to(pixels.device)
+            part = part.contiguous(memory_format=torch.channels_last).requires_grad_(not only_error)
+            wanted = pixels[:, *block.pixels].clone()
+            picture = synthesis(part, rate)[0, :, *block.inside].clamp(0, 255)
+            missed = (picture - wanted).square().sum()
+            slope = None if only_error else torch.autograd.grad(missed, part)[0][0].cpu()
+        error += missed.item()
+        if slope is not None:
+            gradient[:, *block.latents] += slope
+    # What a small latent was continued by is its last row and column.
+    gradient[:, height - 1] = gradient[:, height - 1 :].sum(1)
+    gradient[:, :, width - 1] = gradient[:, :, width - 1 :].sum(2)
+    return error, decoded - gradient[:, :height, :width] / 2

@@ -220,12 +220,12 @@ class VectorTrainer:
         return validate_transform(*networks, self.quantizer, self.bits, photos, size=size)
 
     def averaged_networks(self) -> tuple[Analysis, Synthesis]:
-        """Copies with the moving averages of the weights, in evaluation mode."""
+        """Copies with the moving averages of the weights, in evaluation mode and in the layout of memory
+        that a checkpoint restores, so that a run goes on from either alike."""
         copies = nn.ModuleDict(
             {"analysis": Analysis(self.config.transform), "synthesis": Synthesis(self.config.transform)}
         )
         copies.to(self.device)
-        copies.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         copies.load_state_dict(self.average)
         copies.eval().requires_grad_(False)
         analysis, synthesis = copies["analysis"], copies["synthesis"]
