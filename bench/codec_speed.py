@@ -111,10 +111,12 @@ def speed(seconds: Sequence[float], pixels: int) -> dict[str, float]:
     return {name: round(rate, 3) for name, rate in found.items()}
 
 
-def measure(codec: Codec, picture: Image.Image, quality: int, repeat: int) -> dict[str, Any]:
+def measure(
+    codec: Codec, picture: Image.Image, quality: int, repeat: int, *, effort: int
+) -> dict[str, Any]:
     """Speeds, bytes and PSNR at one quality. RuntimeError if a round trip is not right."""
     pixels = picture.width * picture.height
-    files, compress = timed(lambda: codec.compress(picture, quality=quality), repeat)
+    files, compress = timed(lambda: codec.compress(picture, quality=quality, effort=effort), repeat)
     if any(data != files[0] for data in files):
         raise RuntimeError(f"quality {quality}: the same picture gave different files")
     decoded, decompress = timed(lambda: codec.decompress(files[0]), repeat)
@@ -161,6 +163,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="NAME|PATH", help="default: the model of the package")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda[:i]")
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: its own)")
+    parser.add_argument(
+        "--effort", type=int, choices=range(1, 10), default=4, metavar="1..9", help="default 4"
+    )
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="repetitions (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
@@ -194,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
     except VqcError as error:
         print(f"codec_speed.py: {error}", file=sys.stderr)
         return error.exit_code
-    rows = [measure(codec, picture, quality, args.repeat) for quality in QUALITIES]
+    rows = [measure(codec, picture, quality, args.repeat, effort=args.effort) for quality in QUALITIES]
     peak = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture.vqc"

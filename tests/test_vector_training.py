@@ -111,6 +111,21 @@ def test_normal_equations_find_the_prediction_that_made_the_data() -> None:
         assert np.abs(difference).max() < 80, kind
 
 
+def test_mirror_images_are_not_learnt_from() -> None:
+    """Where a grid has positions with four different neighbours, others do not count."""
+    random = np.random.default_rng(9)
+    decoded = torch.from_numpy(random.integers(-300, 300, (60, 256, 1)).astype(np.int32))
+    known = neighbours(1, 16, 16).known
+    assert [len(set(row)) for row in known.tolist()] == [4, 2, 2, 1]
+    target = torch.zeros(60, 256, 1)
+    for place, near in zip(neighbours(1, 16, 16).here, known, strict=True):
+        whole = len(set(near.tolist())) == 4
+        target[:, place] = decoded[:, near].float().mean(1) / SCALE if whole else 1000.0
+    equations = NormalEquations((1,))
+    equations.add(target, decoded, (16, 16))
+    assert np.abs(equations.solve().weights[0][1, :, 0] - 4096).max() < 100
+
+
 def test_a_class_that_no_grid_has_keeps_its_weights() -> None:
     random = np.random.default_rng(8)
     shapes = weight_shapes((2,))

@@ -12,7 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqcodec.prediction import CLASSES, SHIFT, Predictor, gather_inputs, neighbours, weight_shapes
+from vqcodec.prediction import (
+    CLASSES,
+    SHIFT,
+    Neighbours,
+    Predictor,
+    gather_inputs,
+    neighbours,
+    weight_shapes,
+)
 from vqcodec.quantizer import SCALE
 
 # Of an input's energy, and in squared grey levels a sample: keeps the weights of rare inputs small.
@@ -37,7 +45,7 @@ class NormalEquations:
         decay: of what was taken before.
         """
         for kind in range(CLASSES):
-            at = neighbours(kind, *grid)
+            at = _inner(neighbours(kind, *grid))
             if not len(at.here):
                 continue
             self.count[kind] = decay * self.count[kind] + len(target) * len(at.here)
@@ -73,3 +81,16 @@ class NormalEquations:
         self.square = [part.clone() for part in state["square"]]
         self.cross = [part.clone() for part in state["cross"]]
         self.count = state["count"].clone()
+
+
+def _inner(at: Neighbours) -> Neighbours:
+    """The positions whose known neighbours are four different ones, or all if there are none.
+
+    The grids of training crops are small: at a step of 4 most neighbours would be mirror images, which in
+    pictures they are not.
+    """
+    ordered = at.known.sort(1).values
+    different = (ordered[:, 1:] != ordered[:, :-1]).all(1)
+    if not different.any():
+        return at
+    return Neighbours(at.here[different], at.known[different], at.around[different])
