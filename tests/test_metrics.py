@@ -472,7 +472,7 @@ def test_speed_measures_refuse_a_codec_that_is_not_repeatable(
 ) -> None:
     picture = Image.fromarray(codec_speed.synthetic_picture(32, 32))
     codec: Any = FakeCodec()
-    row = codec_speed.measure(codec, picture, 50, 2)
+    row = codec_speed.measure(codec, picture, 50, 2, effort=1)
     assert row["bytes"] == len(codec.compress(picture, quality=50))
     assert 0 < row["compress_mp_s"]["min"] <= row["compress_mp_s"]["median"]
 
@@ -480,4 +480,4 @@ def test_speed_measures_refuse_a_codec_that_is_not_repeatable(
     fresh = lambda self, data: Image.new("RGB", (32, 32), (next(shades),) * 3)  # noqa: E731
     monkeypatch.setattr(FakeCodec, "decompress", fresh)
     with pytest.raises(RuntimeError, match="different pictures"):
-        codec_speed.measure(codec, picture, 50, 2)
+        codec_speed.measure(codec, picture, 50, 2, effort=1)
