@@ -15,7 +15,7 @@ from torch import nn
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.objectives import Objective, reconstruction_loss
 from vqcodec.train.photos import random_crops
-from vqcodec.train.schedule import check_loss, follow_weights, learning_rate
+from vqcodec.train.schedule import channels_last, check_loss, follow_weights, learning_rate
 from vqcodec.train.settings import TrainConfig
 from vqcodec.train.synthesis import short_floats
 from vqcodec.transform import Analysis, Synthesis
@@ -47,8 +47,7 @@ class JointTrainer:
         self.networks = nn.ModuleDict(
             {"analysis": analysis, "synthesis": synthesis, "objective": objective}
         )
-        self.networks.to(device).train()
-        self.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.networks.to(device)).train()
         shares: dict[float, list[nn.Parameter]] = {1.0: [], _LINEAR_SHARE: [], _OBJECTIVE_SHARE: []}
         for name, parameter in self.networks.named_parameters():
             if not parameter.requires_grad:

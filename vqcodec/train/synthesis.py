@@ -18,7 +18,7 @@ from vqcodec.quantizer import ResidualQuantizer, point_at
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.coding import code_latent, validate_transform
 from vqcodec.train.photos import random_crops
-from vqcodec.train.schedule import check_loss, follow_weights, learning_rate
+from vqcodec.train.schedule import channels_last, check_loss, follow_weights, learning_rate
 from vqcodec.train.settings import TrainConfig
 from vqcodec.transform import PIXEL_MEAN, Analysis, Synthesis
 
@@ -111,11 +111,6 @@ class SynthesisTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         set_random_state(self.random, state["random"])
         self.steps_done = int(state["steps"])
-
-
-def channels_last(network: Synthesis) -> Synthesis:
-    """The same network with its weights in the layout that convolutions are fastest in."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def short_floats(device: torch.device) -> torch.autocast:

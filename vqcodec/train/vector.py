@@ -24,7 +24,7 @@ from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.coding import CodedLatent, code_latent, validate_transform
 from vqcodec.train.photos import random_crops
 from vqcodec.train.predictor import NormalEquations
-from vqcodec.train.schedule import check_loss, follow_weights, learning_rate
+from vqcodec.train.schedule import channels_last, check_loss, follow_weights, learning_rate
 from vqcodec.train.settings import TrainConfig
 from vqcodec.train.synthesis import ERROR_FLOOR, short_floats
 from vqcodec.transform import Analysis, Synthesis
@@ -40,8 +40,6 @@ _GATHER, _SOLVE = 4, 200
 _SETTLE = 100
 # Share of vectors below which a codeword stays where it is: nothing is known of it.
 _RARE = 2e-5
-# Longest static code length.
-_LONGEST = 20.0
 
 
 class CodebookAverages:
@@ -90,7 +88,7 @@ class CodebookAverages:
     def code_lengths(self) -> Tensor:
         """Static code lengths (S, G, K)."""
         share = torch.stack(self.counts) + 1e-6
-        return (-(share / share.sum(-1, keepdim=True)).log2()).clamp(max=_LONGEST)
+        return -(share / share.sum(-1, keepdim=True)).log2()
 
     def state(self) -> dict[str, Any]:
         """Everything that later averages depend on."""
@@ -122,8 +120,7 @@ class VectorTrainer:
         self.analysis = analysis.requires_grad_(True)
         self.synthesis = synthesis.requires_grad_(True)
         self.networks = nn.ModuleDict({"analysis": analysis, "synthesis": synthesis})
-        self.networks.to(device).train()
-        self.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.networks.to(device)).train()
         linear = [p for name, p in self.networks.named_parameters() if ".linear." in name]
         others = [p for name, p in self.networks.named_parameters() if ".linear." not in name]
         self.parameters = [*linear, *others]
