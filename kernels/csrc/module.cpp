@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "parallel.h"
+#include "torch_threads.h"
 
 namespace nb = nanobind;
 
@@ -181,7 +181,7 @@ void integer_linear(In<uint8_t, 3> x, In<int8_t, 3> weight, In<int32_t, 2> bias,
   nb::gil_scoped_release release;
   const auto packed = pack_groups(ws, groups, outputs, inputs);
   const int64_t size = packed.size() / std::max<int64_t>(1, groups);
-  vqcodec::parallel_for(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
+  vqcodec::parallel_for_in_torch(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
     for (int64_t g = 0; g < groups; ++g)
       kernels->layers.linear(xs + (begin * groups + g) * inputs, groups * inputs, end - begin, inputs,
                       packed.data() + g * size, outputs, bs + g * outputs,
@@ -205,7 +205,7 @@ void integer_argmax(In<uint8_t, 3> x, In<int8_t, 3> weight, In<int32_t, 2> bias,
   nb::gil_scoped_release release;
   const auto packed = pack_groups(ws, groups, outputs, inputs);
   const int64_t size = packed.size() / std::max<int64_t>(1, groups);
-  vqcodec::parallel_for(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
+  vqcodec::parallel_for_in_torch(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
     for (int64_t g = 0; g < groups; ++g)
       kernels->layers.argmax(xs + (begin * groups + g) * inputs, groups * inputs, end - begin, inputs,
                       packed.data() + g * size, outputs, bs + g * outputs, ys + begin * groups + g,
@@ -237,7 +237,7 @@ void integer_window(In<uint8_t, 3> map, In<int32_t, 2> positions, int tile, In<i
   const int radius = static_cast<int>(taps.shape(0) / 2);
   uint8_t* ys = y.data();
   nb::gil_scoped_release release;
-  vqcodec::parallel_for(n, 1 + (1 << 18) / (channels * (2 * radius + 1) * (2 * radius + 1)), threads,
+  vqcodec::parallel_for_in_torch(n, 1 + (1 << 18) / (channels * (2 * radius + 1) * (2 * radius + 1)), threads,
                [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int row = at[2 * i], column = at[2 * i + 1];

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "parallel.h"
+#include "torch_threads.h"
 
 namespace vqcodec {
 namespace {
@@ -96,7 +96,7 @@ class PackedCodebooks {
   // Calls work(i, from, to) for items [from, to) of [0, size) of each of `count` codebooks.
   template <typename Work>
   static void share_out(int64_t count, int64_t size, int64_t cost, int threads, const Work& work) {
-    parallel_for(count * size, 1 + (int64_t{1} << 18) / cost, threads, [&](int64_t begin, int64_t end) {
+    parallel_for_in_torch(count * size, 1 + (int64_t{1} << 18) / cost, threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin / size; i * size < end; ++i)
         work(i, std::max<int64_t>(0, begin - i * size), std::min(size, end - i * size));
     });
@@ -184,7 +184,7 @@ int64_t search_groups(const SearchRequest& request, int threads) {
   };
   if (request.groups >= 4 * int64_t{threads}) {
     // Whole groups to a thread: a packed codebook stays in its cache.
-    parallel_for(request.groups, 1 + (int64_t{1} << 18) / (cost * n), threads, [&](int64_t begin, int64_t end) {
+    parallel_for_in_torch(request.groups, 1 + (int64_t{1} << 18) / (cost * n), threads, [&](int64_t begin, int64_t end) {
       Scratch scratch = make_scratch();
       PackedCodebooks books(request, kernels, 1);
       for (int64_t group = begin; group < end; ++group) {

@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 
 #include "parallel.h"
 
@@ -30,8 +32,8 @@ inline RunTeam torch_team() {
 #endif
 }
 
-// Calls work(begin, end), which must not throw, over [0, n) on up to `threads` threads; `grain` items
-// are worth a thread.
+// Calls work(begin, end) over [0, n) on up to `threads` threads; `grain` items are worth a thread. The
+// first exception of any share is thrown again, once all threads have ended.
 template <typename Work>
 void parallel_for_in_torch(int64_t n, int64_t grain, int threads, const Work& work) {
   const int64_t worth = n / std::max<int64_t>(1, grain);
@@ -42,13 +44,21 @@ void parallel_for_in_torch(int64_t n, int64_t grain, int threads, const Work& wo
   struct Shares {
     const Work& work;
     int64_t n, count;
-    std::atomic<int64_t> next;
-  } shares{work, n, std::min<int64_t>(worth, int64_t{4} * threads), {0}};
+    std::atomic<int64_t> next{0};
+    std::mutex mutex{};
+    std::exception_ptr failure{};
+  } shares{work, n, std::min<int64_t>(worth, int64_t{4} * threads)};
   const auto member = [](void* data) {
     Shares& s = *static_cast<Shares*>(data);
-    for (int64_t i; (i = s.next++) < s.count;) s.work(s.n * i / s.count, s.n * (i + 1) / s.count);
+    for (int64_t i; (i = s.next++) < s.count;) try {
+        s.work(s.n * i / s.count, s.n * (i + 1) / s.count);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(s.mutex);
+        if (!s.failure) s.failure = std::current_exception();
+      }
   };
   run_team(member, &shares, static_cast<unsigned>(std::min<int64_t>(threads, worth)), 0);
+  if (shares.failure) std::rethrow_exception(shares.failure);
 }
 
 }  // namespace vqcodec
