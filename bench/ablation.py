@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench.metrics import Curve, bd_rate, curve_of_means, record, write_json
+from vqcodec.effort import DEFAULT_EFFORT, GREEDY_EFFORT
 from vqcodec.similarity import psnr_rgb
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Variant:
     off: str
     change: Callable[[TrainConfig], TrainConfig] = lambda config: config
     phases: tuple[str, ...] = ("start", "synthesis", "joint", "prior")
-    effort: int = 4
+    effort: int = DEFAULT_EFFORT
     trained_as: str | None = None
 
 
@@ -74,7 +75,7 @@ def _fewer_channels(config: TrainConfig) -> TrainConfig:
 
 VARIANTS = {
     EVERYTHING: Variant("nothing"),
-    "search": Variant("search at the encoder", effort=1, trained_as=EVERYTHING),
+    "search": Variant("search at the encoder", effort=GREEDY_EFFORT, trained_as=EVERYTHING),
     "prior": Variant("conditional prior: static tables", phases=("start", "synthesis", "joint")),
     "prediction": Variant("spatial prediction", _quantizer(predicted=())),
     "joint": Variant(

@@ -9,9 +9,10 @@ Exit status: 0, 1 if a check fails, 2 for a wrong command line, 3 if the model i
 Layout: the picture; codec; start-up; main.
 
 What is measured: picture in memory to file in memory and back, one call at a time, after one call
-of each that is not counted. Every repetition must give the same file and the same picture. Peak
-memory is the high-water mark of the whole process, interpreter and libraries included. Run it on
-an idle machine; the load average is shown so that a reader can see whether it was.
+of each that is not counted; first at the least effort, then at the default one. Every repetition
+must give the same file and the same picture. Peak memory is the high-water mark of the whole
+process, interpreter and libraries included. Run it on an idle machine; the load average is shown so
+that a reader can see whether it was.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from PIL import Image
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench.metrics import record, write_json
+from vqcodec.effort import DEFAULT_EFFORT, GREEDY_EFFORT
 from vqcodec.similarity import psnr_rgb
 
 if TYPE_CHECKING:
@@ -126,6 +128,7 @@ def measure(
         raise RuntimeError(f"quality {quality}: {picture.size} in, {decoded[0].size} back")
     psnr = psnr_rgb(np.asarray(picture), np.asarray(decoded[0].convert("RGB")))
     return {
+        "effort": effort,
         "quality": quality,
         "compress_mp_s": speed(compress, pixels),
         "decompress_mp_s": speed(decompress, pixels),
@@ -163,9 +166,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="NAME|PATH", help="default: the model of the package")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda[:i]")
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: its own)")
-    parser.add_argument(
-        "--effort", type=int, choices=range(1, 10), default=4, metavar="1..9", help="default 4"
-    )
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="repetitions (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
@@ -199,7 +199,11 @@ def main(argv: Sequence[str]) -> int:
     except VqcError as error:
         print(f"codec_speed.py: {error}", file=sys.stderr)
         return error.exit_code
-    rows = [measure(codec, picture, quality, args.repeat, effort=args.effort) for quality in QUALITIES]
+    rows = [
+        measure(codec, picture, quality, args.repeat, effort=effort)
+        for effort in (GREEDY_EFFORT, DEFAULT_EFFORT)
+        for quality in QUALITIES
+    ]
     peak = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture.vqc"
@@ -216,19 +220,24 @@ def main(argv: Sequence[str]) -> int:
     megapixels = picture.width * picture.height / 1e6
     source = args.image.name if args.image else "synthetic"
     print(f"{source}, {picture.width}x{picture.height}, {megapixels:.2f} MP, {args.repeat} times\n")
-    print(f"{'quality':>7} {'bpp':>7} {'PSNR':>6}   compress MP/s (min, max)   decompress MP/s")
+    columns = f"{'effort':>6} {'quality':>7} {'bpp':>7} {'PSNR':>6}"
+    print(f"{columns}   compress MP/s (min, max)   decompress MP/s")
     for row in rows:
         cells = "   ".join(
             f"{row[way]['median']:>6.2f} ({row[way]['min']:.2f}, {row[way]['max']:.2f})   "
             for way in ("compress_mp_s", "decompress_mp_s")
         )
-        print(f"{row['quality']:>7} {row['bpp']:>7.3f} {row['psnr']:>6.2f}   {cells}".rstrip())
+        which = f"{row['effort']:>6} {row['quality']:>7} {row['bpp']:>7.3f} {row['psnr']:>6.2f}"
+        print(f"{which}   {cells}".rstrip())
 
     bar = SPEED_WITH_AMX if "amx_tile" in machine["instruction_sets"] else SPEED_WITHOUT
     checks: list[tuple[str, str, bool]] = []
     for way in ("compress", "decompress"):
-        slowest = min(row[f"{way}_mp_s"]["median"] for row in rows)
-        checks.append((f"{way} at least {bar:g} MP/s", f"{slowest:.2f}", slowest >= bar))
+        # The search takes its time; the bar is that of coding.
+        barred = [row for row in rows if way == "decompress" or row["effort"] == GREEDY_EFFORT]
+        slowest = min(row[f"{way}_mp_s"]["median"] for row in barred)
+        label = f"{way} --effort {GREEDY_EFFORT}" if way == "compress" else way
+        checks.append((f"{label} at least {bar:g} MP/s", f"{slowest:.2f}", slowest >= bar))
     for name, wall in seconds.items():
         checks.append((f"{name} under {START_UP_SECONDS} s", f"{wall:.3f}", wall < START_UP_SECONDS))
     checks.append((f"peak memory under {PEAK_BYTES / 1e9} GB", f"{peak / 1e9:.2f}", peak < PEAK_BYTES))

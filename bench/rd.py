@@ -61,6 +61,7 @@ from bench.rd_checks import (
     compare_rates,
     range_text,
 )
+from vqcodec.effort import DEFAULT_EFFORT, EFFORTS
 from vqcodec.similarity import MS_SSIM_SIDE, ms_ssim_rgb, psnr_rgb
 
 if TYPE_CHECKING:
@@ -456,7 +457,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="NAME|PATH", help="default: the model of the package")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda[:i]")
     parser.add_argument(
-        "--effort", type=int, choices=range(1, 10), default=4, metavar="1..9", help="default 4"
+        "--effort",
+        type=int,
+        choices=EFFORTS,
+        default=DEFAULT_EFFORT,
+        metavar="1..9",
+        help="default %(default)s",
     )
     parser.add_argument(
         "--qualities",

@@ -57,6 +57,7 @@ from vqcodec.container import (
     tile_grid,
     unpack_tiles,
 )
+from vqcodec.effort import DEFAULT_EFFORT, EFFORTS
 from vqcodec.inspection import FileInfo, info
 from vqcodec.limits import Limits
 from vqcodec.rate_control import RateTarget
@@ -206,10 +207,11 @@ def _build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--effort",
         type=int,
-        choices=range(1, 10),
-        default=4,
+        choices=EFFORTS,
+        default=DEFAULT_EFFORT,
         metavar="1..9",
-        help="how long to search for a better encoding, default 4; decoding is as fast (mode vq)",
+        help="how long to search for a better encoding, default %(default)s; decoding is as fast"
+        " (mode vq)",
     )
     _add_coding(sub)
 

@@ -39,6 +39,7 @@ from vqcodec.container import (
     unpack_tiles,
     write_container,
 )
+from vqcodec.effort import DEFAULT_EFFORT, GREEDY_EFFORT, check_effort
 from vqcodec.errors import (
     CorruptError,
     ImageError,
@@ -61,7 +62,7 @@ from vqcodec.precision import full_precision, has_fast_bfloat16, short_precision
 from vqcodec.quantizer import RatePoint, ResidualQuantizer
 from vqcodec.rate_control import RateTarget, find_file
 from vqcodec.recovery import read_cut, read_damaged
-from vqcodec.search import DEFAULT_EFFORT, check_effort, search_symbols
+from vqcodec.search import search_symbols
 from vqcodec.similarity import psnr_rgb
 from vqcodec.transform import STRIDE, pad_pixels
 from vqcodec.truncation import check_stages
@@ -389,7 +390,7 @@ class Codec:
         mode, bottleneck = self.model.config.mode, self.model.bottleneck
         height, width = picture.pixels.shape[:2]
         with torch.inference_mode(), full_precision(self.device):
-            if mode == "vq" and effort > 1:
+            if mode == "vq" and effort > GREEDY_EFFORT:
                 assert isinstance(bottleneck, VectorBottleneck)
                 planes = search_symbols(
                     latent,

@@ -33,6 +33,7 @@ from PIL import Image
 
 from vqcodec.codec import Codec, load_codec
 from vqcodec.collapse import LatentHealth, describe
+from vqcodec.effort import GREEDY_EFFORT
 from vqcodec.errors import CorruptError
 from vqcodec.image import Picture
 from vqcodec.model import MODE_MODELS, QUALITIES
@@ -45,8 +46,6 @@ MODES = tuple(MODE_MODELS)
 DEFAULT_LABEL = "vq (default model)"
 DEFAULT_QUALITIES = (10, 30, 50, 70, 90)
 CROP_SIDE = 256
-EFFORT = 1
-"""Of every encode: only mode vq has a search, which is none of what kinds of latent differ in."""
 CROP_BPP = 0.5
 """The rate of the crops, where every model reaches it."""
 
@@ -190,7 +189,7 @@ def compare_pictures(
     for label, mode, model in _models(chosen, models or {}):
         say(f"{label}: loading")
         codec = load_codec(model, device, mode=mode)
-        codec.decompress(codec.compress(pictures[0][1], quality=ascending[0], effort=EFFORT))
+        codec.decompress(codec.compress(pictures[0][1], quality=ascending[0], effort=GREEDY_EFFORT))
         entrants.append(_Entrant(label, mode, codec))
 
     figures: list[dict[int, list[Figures]]] = [{q: [] for q in ascending} for _ in entrants]
@@ -252,7 +251,7 @@ def _measure(
     found = {}
     for quality in qualities:
         start = time.perf_counter()
-        data = codec.compress(picture, quality=quality, effort=EFFORT)
+        data = codec.compress(picture, quality=quality, effort=GREEDY_EFFORT)
         middle = time.perf_counter()
         image = codec.decompress(data)
         end = time.perf_counter()
@@ -357,9 +356,9 @@ def _code_at(
             break
         share = math.log(target / known[below]) / math.log(known[above] / known[below])
         guess = below + min(max(round(share * (above - below)), 1), above - below - 1)
-        known[guess] = _bpp(codec.compress(picture, quality=guess, effort=EFFORT), picture)
+        known[guess] = _bpp(codec.compress(picture, quality=guess, effort=GREEDY_EFFORT), picture)
     best = min(sorted(known), key=distance)
-    return best, codec.compress(picture, quality=best, effort=EFFORT)
+    return best, codec.compress(picture, quality=best, effort=GREEDY_EFFORT)
 
 
 def find_detail(pixels: NDArray[np.uint8]) -> tuple[int, int, int, int]:

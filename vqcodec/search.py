@@ -9,8 +9,10 @@ decoded now, q, and assigns anew what that asks for,
 at the same price of a bit (the step of a majorise-minimise scheme, "iterative thresholding":
 I. Daubechies, M. Defrise, C. De Mol, Comm. Pure Appl. Math. 57, 2004, with codewords and the
 conditional prior's code lengths in place of a threshold). For a linear orthonormal S the target is the
-latent itself. Of all rounds the one with the least J = squared error + price * bits is kept, so that a
-search never ends behind where it began. Decoding knows nothing of it.
+latent itself. The dearer a bit, the farther apart are the codewords that compete, and the farther a
+round would jump: there the new target is averaged with the one before. Of all rounds the one with the
+least J = squared error + price * bits is kept, so that a search never ends behind where it began, but
+for the rounding of bfloat16, in which S is computed where that is fast. Decoding knows nothing of it.
 """
 
 from dataclasses import dataclass
@@ -20,15 +22,15 @@ from torch import Tensor
 
 from vqcodec.blocks import cut_blocks, pad_latent
 from vqcodec.bottleneck import SymbolPlane, VectorBottleneck
+from vqcodec.effort import rounds_of
+from vqcodec.precision import full_precision, has_fast_bfloat16, short_precision
 from vqcodec.quantizer import RatePoint
 from vqcodec.transform import Synthesis
 
-EFFORTS = 9
-DEFAULT_EFFORT = 4
-# Rounds of each effort 1..9.
-_ROUNDS = (0, 1, 2, 3, 4, 6, 9, 14, 24)
 # Side in latents of the blocks that gradients are taken of: activations are kept, so they are small.
 _BLOCK = 40
+# Share of the target before in a new one: the price over this, at most a half.
+_PRICE_OF_INERTIA = 3333.0
 
 
 @dataclass
@@ -49,28 +51,24 @@ def search_symbols(
     """The best symbols found for latent (C, h, w), on the CPU, and pixels float32 (3, H, W), on the
     device of the synthesis.
 
-    effort: 1..EFFORTS; 1 assigns once. ValueError for others. Deterministic where the synthesis is.
+    effort: 1..9; 1 assigns once. ValueError for others. Deterministic where the synthesis is.
     """
     planes = bottleneck.to_symbols(latent, point)
-    rounds = _ROUNDS[check_effort(effort) - 1]
+    rounds = rounds_of(effort)
+    inertia = min(0.5, point.price / _PRICE_OF_INERTIA)
+    target = latent
     best: _Found | None = None
     for number in range(rounds + 1 if rounds else 0):
         last = number == rounds
-        error, target = _descend(planes, pixels, point, bottleneck, synthesis, only_error=last)
+        error, wanted = _descend(planes, pixels, point, bottleneck, synthesis, only_error=last)
         # A stage that is all zero is left out of the file.
         cost = error + point.price * sum(plane.bits for plane in planes if plane.index.any())
         if best is None or cost < best.cost:
             best = _Found(planes, cost)
         if not last:
+            target = torch.lerp(wanted, target, inertia)
             planes = bottleneck.to_symbols(target, point)
     return planes if best is None else best.planes
-
-
-def check_effort(effort: int) -> int:
-    """The effort, if it is one. ValueError otherwise."""
-    if isinstance(effort, bool) or not isinstance(effort, int) or not 1 <= effort <= EFFORTS:
-        raise ValueError(f"effort must be 1..{EFFORTS}, got {effort!r}")
-    return effort
 
 
 def _descend(
@@ -92,9 +90,14 @@ def _descend(
     padded = pad_latent(decoded)
     gradient = torch.zeros_like(padded)
     error = 0.0
+    arithmetic = short_precision if has_fast_bfloat16(pixels.device) else full_precision
     for block in cut_blocks(pixels.shape[1], pixels.shape[2], _BLOCK):
         # Inside inference mode tensors could not take part in a gradient.
-        with torch.inference_mode(False), torch.set_grad_enabled(not only_error):
+        with (
+            arithmetic(pixels.device),
+            torch.inference_mode(False),
+            torch.set_grad_enabled(not only_error),
+        ):
             part = padded[None, :, *block.latents].clone().to(pixels.device)
             part = part.contiguous(memory_format=torch.channels_last).requires_grad_(not only_error)
             wanted = pixels[:, *block.pixels].clone()
