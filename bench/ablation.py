@@ -134,13 +134,15 @@ def train(name: str, *, data: Path, out: Path, steps: int, seed: int, preset: st
     )
 
 
-def measure(model: Path, pictures: Sequence[NDArray[np.uint8]], *, effort: int) -> Curve:
+def measure(
+    model: Path, pictures: Sequence[NDArray[np.uint8]], *, effort: int, qualities: Sequence[int]
+) -> Curve:
     """The curve of means of a model's files."""
     from vqcodec.codec import load_codec
 
     codec = load_codec(model, "cpu")
     bpp, psnr = [], []
-    for quality in QUALITIES:
+    for quality in qualities:
         files = [codec.compress(picture, quality=quality, effort=effort) for picture in pictures]
         decoded = [np.asarray(codec.decompress(file)) for file in files]
         bpp.append([8 * len(f) / (p.size // 3) for f, p in zip(files, pictures, strict=True)])
@@ -215,7 +217,7 @@ def main(argv: Sequence[str]) -> int:
             )
         except ValueError as error:
             parser.error(str(error))
-        curves[name] = measure(model, pictures, effort=VARIANTS[name].effort)
+        curves[name] = measure(model, pictures, effort=VARIANTS[name].effort, qualities=QUALITIES)
     print(f"{len(pictures)} pictures, {args.steps} steps\n  {'off':<58} BD-rate lost")
     rows = []
     for name, curve in curves.items():

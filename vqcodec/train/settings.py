@@ -40,7 +40,8 @@ class TrainConfig:
     """One run. Sizes in pixels (prior_window in latent positions), rates of learning for Adam.
 
     smoothing: of the moving average of weights; prior_share, joint_share: the prior's part of a budget
-    of time, and in mode vq the joint training's. rate_share, temperature: how the rate's gradient is
+    of time, and in mode vq the joint training's. rates: the part of mode vq's rate axis, 0..1, that joint
+    training covers. rate_share, temperature: how the rate's gradient is
     estimated there, at which part of the positions (0: not at all) and under how soft a choice.
     """
 
@@ -63,6 +64,7 @@ class TrainConfig:
     prior_learning_rate: float = 2e-3
     prior_share: float = 0.35
     joint_share: float = 0.4
+    rates: tuple[float, float] = (0.0, 1.0)
     rate_share: float = 0.1
     temperature: float = 0.5
     validate_every: int = 500
@@ -204,5 +206,6 @@ def train_config_from_json(text: str) -> TrainConfig:
     values["transform"] = config_from_json(TransformConfig, values["transform"])
     values["quantizer"] = config_from_json(quantizer, values["quantizer"])
     values["prior"] = config_from_json(PriorConfig, values["prior"])
+    values["rates"] = tuple(values["rates"])
     values["objective"] = config_from_json(ObjectiveConfig, values["objective"])
     return TrainConfig(**values)

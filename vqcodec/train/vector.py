@@ -142,8 +142,10 @@ class VectorTrainer:
         crops = random_crops(photos, config.batch, config.crop, self.random)
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
         places = (np.arange(config.batch) + 1 - self.random.random(config.batch)) / config.batch
+        low, high = config.rates
         layout = self.quantizer.config
-        points = [point_at(layout, place) for place in (places * layout.stages).tolist()]
+        places = (low + (high - low) * places) * layout.stages
+        points = [point_at(layout, place) for place in places.tolist()]
         with short_floats(crops.device):
             latent = self.analysis(crops)
         latent = latent.float()

@@ -1,0 +1,192 @@
+"""What one model for all rates costs: the same network, trained on for as long for a single rate.
+
+    python bench/single_rate.py --data PHOTOS --out DIR [--model NAME|PATH] [--qualities Q,...]
+                                [--steps N] [--bar PERCENT] [--json FILE]
+
+Purpose: the model is trained on (networks, codebooks, code lengths, prediction) once for the whole rate
+axis and once for each quality's point alone, with one seed, as many steps and one plan of the rate of
+learning; then bits at equal PSNR. Models and checkpoints stay in DIR: a run that was cut goes on, a
+model that is there is not trained again. Exit status: 0, 1 if a check fails, 2 for a wrong command line,
+3 if the model is missing.
+
+What is measured: whole files of centre crops of the pictures that training sets aside, one assignment
+(`--effort 1`) by the static code lengths of each model, since the prior is trained after the networks.
+The curve of the model for all rates passes through its qualities; the other model's file is compared
+with it at that file's PSNR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Run as a script: the root comes last, so that an installed vqcodec is the one that is measured.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from bench.ablation import centre, measure
+from bench.metrics import bpp_at, record, write_json
+from vqcodec.effort import GREEDY_EFFORT
+
+if TYPE_CHECKING:
+    from vqcodec.model import Model
+    from vqcodec.train.settings import TrainConfig
+
+ALL_RATES = "all"
+SPREAD = 4
+"""Qualities beside the compared one, between which the curve for all rates is interpolated."""
+
+
+def axis_place(model: Model, quality: int) -> float:
+    """Where on the rate axis, 0..1, a quality of a model of mode vq lies."""
+    from vqcodec.quantizer import QuantizerConfig
+
+    point, layout = model.config.points[quality - 1], model.config.quantizer
+    assert isinstance(layout, QuantizerConfig)
+    first, last = layout.first[point.last_stage], layout.last[point.last_stage]
+    fraction = math.log(point.price / first) / math.log(last / first)
+    # The axis is open at its beginning.
+    return (point.last_stage + min(1.0, max(1e-9, fraction))) / layout.stages
+
+
+def settings(model: Model, quality: int | None, *, crop: int, preset: str) -> TrainConfig:
+    """Training for one quality's point, or for all."""
+    from vqcodec.train.settings import preset_config
+
+    place = None if quality is None else axis_place(model, quality)
+    rates = (0.0, 1.0) if place is None else (place, place)
+    return dataclasses.replace(preset_config(preset), crop=crop, rates=rates)
+
+
+def train(path: Path, *, init: Path, data: Path, steps: int, seed: int, config: TrainConfig) -> None:
+    """Trains one model as far as it is not. ValueError if it was trained otherwise."""
+    from vqcodec.train import train_model
+    from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint
+    from vqcodec.train.settings import train_config_from_json
+
+    going_on = checkpoint_path(path).exists()
+    if going_on:
+        before = load_checkpoint(checkpoint_path(path))
+        known = train_config_from_json(before["config"])
+        if (known.rates, known.crop, before["seed"]) != (config.rates, config.crop, seed):
+            raise ValueError(f"{path.name} was trained with other settings: give another --out")
+        if "joint" in before["done"]:
+            return
+    train_model(
+        data=data,
+        out=path,
+        steps=steps,
+        resume=going_on,
+        init=None if going_on else str(init),
+        phases=None if going_on else ("joint",),
+        seed=seed,
+        config=config,
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="single_rate.py", description="What one model for all rates costs."
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="photographs to train on")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="models and checkpoints")
+    parser.add_argument("--model", metavar="NAME|PATH", help="default: the model of the package")
+    parser.add_argument(
+        "--qualities",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[20, 45, 70, 90],
+        metavar="Q,...",
+        help="default 20,45,70,90",
+    )
+    parser.add_argument("--steps", type=int, default=1000, help="of each training (default 1000)")
+    parser.add_argument("--crop", type=int, default=128, metavar="PIXELS", help="default 128")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="default", help="other settings (default: default)")
+    parser.add_argument("--bar", type=float, metavar="PERCENT", help="fail if a single rate saves more")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser
+
+
+def compare(
+    one: Path, everything: Path, quality: int, pictures: Sequence[NDArray[np.uint8]]
+) -> dict[str, Any]:
+    """Bits that the model for one quality saves against that for all, in per cent at equal PSNR."""
+    beside = sorted({max(1, quality - SPREAD), quality, min(100, quality + SPREAD)})
+    curve = measure(everything, pictures, effort=GREEDY_EFFORT, qualities=beside)
+    single = measure(one, pictures, effort=GREEDY_EFFORT, qualities=[quality])
+    bpp, decibels = single.bpp[0], single.decibels[0]
+    needed = bpp_at(curve, decibels)
+    return {
+        "quality": quality,
+        "psnr": round(decibels, 3),
+        "bpp": round(bpp, 5),
+        "bpp_all_rates": round(needed, 5),
+        "saving_percent": round(100 * (1 - bpp / needed), 2),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run with the arguments after the script's name; return the exit status."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.steps < 1 or args.crop < 16 or args.crop % 16:
+        parser.error("--steps must be at least 1, --crop a multiple of 16")
+    if not args.qualities or not all(1 <= q <= 100 for q in args.qualities):
+        parser.error("--qualities must be numbers 1..100")
+    if not args.data.is_dir():
+        parser.error(f"{args.data} is not a folder")
+    from vqcodec.errors import VqcError
+    from vqcodec.model import find_model, load_model
+    from vqcodec.train.photos import load_photos
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        init = find_model(args.model)
+        model = load_model(init)
+    except VqcError as error:
+        print(f"single_rate.py: {error}", file=sys.stderr)
+        return error.exit_code
+    if model.config.mode != "vq":
+        parser.error(f"{init} is of mode {model.config.mode}, not vq")
+    args.out.mkdir(parents=True, exist_ok=True)
+    paths: dict[int | None, Path] = {None: args.out / f"{ALL_RATES}.safetensors"}
+    paths |= {quality: args.out / f"quality{quality}.safetensors" for quality in args.qualities}
+    for quality, path in paths.items():
+        config = settings(model, quality, crop=args.crop, preset=args.preset)
+        try:
+            train(path, init=init, data=args.data, steps=args.steps, seed=args.seed, config=config)
+        except ValueError as error:
+            parser.error(str(error))
+    pictures = [centre(photo) for photo in load_photos(args.data).validation]
+    rows = [compare(paths[q], paths[None], q, pictures) for q in args.qualities]
+    print(
+        f"{len(pictures)} pictures, {args.steps} steps\n{'quality':>7} {'PSNR':>6}  bpp, all rates, saved"
+    )
+    for row in rows:
+        print(
+            f"{row['quality']:>7} {row['psnr']:>6.2f}  {row['bpp']:.4f}, {row['bpp_all_rates']:.4f}, "
+            f"{row['saving_percent']:+.2f} %"
+        )
+    worst = max(row["saving_percent"] for row in rows)
+    passed = args.bar is None or worst <= args.bar
+    if args.bar is not None:
+        print(
+            f"{'PASS' if passed else 'FAIL'}  a single rate saves at most {args.bar:g} %: {worst:+.2f} %"
+        )
+    if args.json:
+        body = {"steps": args.steps, "crop": args.crop, "rows": rows, "passed": passed}
+        write_json(args.json, {**record("single_rate", argv, "cpu"), **body})
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""The script that asks what one model for all rates costs, on a tiny model."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import ablation, single_rate
+from bench.metrics import Curve
+from vqcodec.model import load_model
+from vqcodec.quantizer import QuantizerConfig, point_at
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "SIDE", 64)
+    monkeypatch.setattr(single_rate, "SPREAD", 20)
+
+
+def test_a_place_on_the_axis_is_that_of_the_quality(tiny_model: Path) -> None:
+    model = load_model(tiny_model)
+    layout = model.config.quantizer
+    assert isinstance(layout, QuantizerConfig)
+    for quality in (1, 30, 77, 100):
+        found = point_at(layout, single_rate.axis_place(model, quality) * layout.stages)
+        point = model.config.points[quality - 1]
+        assert found.bucket in (point.bucket - 1, point.bucket, point.bucket + 1)
+        # A calibrated price may lie beyond the range that training covers.
+        reach = layout.last[point.last_stage], layout.first[point.last_stage]
+        assert math.isclose(found.price, min(max(point.price, reach[0]), reach[1]), rel_tol=1e-6)
+
+
+def test_training_covers_the_asked_rates_only(tiny_model: Path) -> None:
+    model = load_model(tiny_model)
+    assert single_rate.settings(model, None, crop=32, preset="tiny").rates == (0.0, 1.0)
+    low, high = single_rate.settings(model, 60, crop=32, preset="tiny").rates
+    assert low == high == single_rate.axis_place(model, 60)
+
+
+def test_every_model_is_trained_once_and_compared(
+    pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tmp_path / "found.json"
+    options = ["--data", str(pictures), "--out", str(tmp_path / "models"), "--model", str(tiny_model)]
+    options += ["--qualities", "40", "--steps", "2", "--crop", "32", "--preset", "tiny"]
+    monkeypatch.setattr(
+        single_rate,
+        "compare",
+        lambda one, everything, quality, _pictures: {
+            "quality": quality, "psnr": 30.0, "bpp": 1.0, "bpp_all_rates": 1.02, "saving_percent": 2.0
+        },
+    )  # fmt: skip
+    assert single_rate.main([*options, "--bar", "3", "--json", str(found)]) == 0
+    models = {path.stem for path in (tmp_path / "models").glob("*.safetensors")}
+    assert models == {"all", "quality40"}
+    assert json.loads(found.read_text())["passed"]
+    monkeypatch.setattr("vqcodec.train.train_model", None)
+    assert single_rate.main([*options, "--bar", "1"]) == 1
+    for other in (["--seed", "5"], ["--crop", "48"], ["--qualities", "0"], ["--crop", "20"]):
+        with pytest.raises(SystemExit) as stop:
+            single_rate.main([*options, *other])
+        assert stop.value.code == 2
+
+
+def test_what_is_saved_is_at_equal_psnr(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = {"all": Curve((0.2, 0.4, 0.8), (28.0, 31.0, 34.0)), "one": Curve((0.36,), (31.0,))}
+
+    def measure(model: Path, pictures: object, *, effort: int, qualities: list[int]) -> Curve:
+        assert qualities == ([20, 40, 60] if model.stem == "all" else [40])
+        return curves[model.stem]
+
+    monkeypatch.setattr(single_rate, "measure", measure)
+    row = single_rate.compare(Path("one"), Path("all"), 40, [np.zeros((8, 8, 3), np.uint8)])
+    assert row["saving_percent"] == pytest.approx(10.0)
