@@ -199,6 +199,8 @@ def main(argv: Sequence[str]) -> int:
     except VqcError as error:
         print(f"codec_speed.py: {error}", file=sys.stderr)
         return error.exit_code
+    except ValueError as error:
+        parser.error(str(error))
     rows = [
         measure(codec, picture, quality, args.repeat, effort=effort)
         for effort in (GREEDY_EFFORT, DEFAULT_EFFORT)

@@ -707,6 +707,8 @@ def main(argv: Sequence[str]) -> int:
         except VqcError as error:
             say(f"rd.py: {error}")
             return error.exit_code
+        except ValueError as error:
+            parser.error(str(error))
         results["vqcodec"], code_id = measure_vqcodec(
             codec,
             paths,

@@ -65,10 +65,16 @@ def smooth(point: RatePoint) -> int:
 
 
 @pytest.mark.parametrize("name", ["bpp", "max_bytes", "psnr"])
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "7", 1j])
 def test_targets_are_finite_and_positive(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be finite and positive"):
+    with pytest.raises(ValueError, match=f"{name} must be (finite|whole) and positive"):
         RateTarget(**{name: value})  # type: ignore[arg-type]
+
+
+def test_bytes_are_whole() -> None:
+    assert RateTarget(max_bytes=np.int64(40)).goal == 40  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_bytes must be whole and positive"):
+        RateTarget(max_bytes=40.5)  # type: ignore[arg-type]
 
 
 def test_a_target_is_one_of_three() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from vqcodec.errors import RateError
@@ -38,7 +39,7 @@ _INTO_STAGE = 128, 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class RateTarget:
-    """What a file is to meet: exactly one of the three, finite and positive (else ValueError).
+    """What a file is to meet: exactly one of the three, positive (else ValueError).
 
     bpp: bits a pixel of the whole file, as nearly as possible. max_bytes: the most that the file may
     have. psnr: the least PSNR in dB, over RGB, of the decoded 8-bit picture.
@@ -52,8 +53,11 @@ class RateTarget:
         if len(self._given) != 1:
             raise ValueError("give exactly one of bpp, max_bytes and psnr")
         for name, value in self._given.items():
-            if isinstance(value, bool) or not 0 < value < math.inf:
-                raise ValueError(f"{name} must be finite and positive, got {value!r}")
+            wanted = Integral if name == "max_bytes" else Real
+            known = isinstance(value, wanted) and not isinstance(value, bool)
+            if not known or not 0 < value < math.inf:
+                kind = "whole" if name == "max_bytes" else "finite"
+                raise ValueError(f"{name} must be {kind} and positive, got {value!r}")
 
     @property
     def _given(self) -> dict[str, float]:
