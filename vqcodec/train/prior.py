@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqcodec.bottleneck import VectorBottleneck
+from vqcodec.bottleneck import SymbolPlane, VectorBottleneck
 from vqcodec.errors import VqcError
 from vqcodec.escapes import SYMBOLS, split_values
 from vqcodec.prior import (
@@ -77,15 +77,20 @@ def encode_static(
     return CodedPhoto(np.stack(planes), point.bucket)
 
 
+def vector_symbols(planes: Sequence[SymbolPlane], point: RatePoint) -> CodedPhoto:
+    """The symbols that an encoder of vectors has chosen at a point of the rate axis."""
+    return CodedPhoto(np.stack([plane.index.astype(np.uint8) for plane in planes]), point.bucket)
+
+
 def encode_conditional(
     bottleneck: VectorBottleneck | UniformBottleneck, latent: Tensor, point: RatePoint
 ) -> CodedPhoto:
-    """Symbols of latent (C, H, W) under the conditional prior, as the codec would choose them."""
+    """Symbols of latent (C, H, W) under the conditional prior, each assigned once."""
     planes = bottleneck.to_symbols(latent, point)
     if isinstance(bottleneck, UniformBottleneck):
         level = level_of(point.bucket, bottleneck.buckets)
         return CodedPhoto(split_values(planes[0].index)[None], level + 1)
-    return CodedPhoto(np.stack([plane.index.astype(np.uint8) for plane in planes]), point.bucket)
+    return vector_symbols(planes, point)
 
 
 class StageNet(nn.Module):

@@ -27,6 +27,7 @@ from torch import Tensor
 from vqcodec.bottleneck import VectorBottleneck
 from vqcodec.codec import Codec, resolve_device
 from vqcodec.collapse import describe
+from vqcodec.effort import GREEDY_EFFORT
 from vqcodec.errors import ModelFileError, OutputExistsError
 from vqcodec.files import write_atomically
 from vqcodec.model import (
@@ -42,6 +43,7 @@ from vqcodec.posterior import CategoricalPosterior
 from vqcodec.prediction import Predictor
 from vqcodec.prior import IntegerPrior
 from vqcodec.quantizer import LEVELS, QuantizerConfig, RatePoint, ResidualQuantizer, point_at
+from vqcodec.search import search_symbols
 from vqcodec.train.calibration import calibrate_points
 from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from vqcodec.train.joint import JointTrainer
@@ -63,6 +65,7 @@ from vqcodec.train.prior import (
     encode_conditional,
     encode_static,
     static_prior,
+    vector_symbols,
 )
 from vqcodec.train.settings import (
     ObjectiveConfig,
@@ -623,7 +626,14 @@ def _train_prior(
         began = time.monotonic()
         random = np.random.default_rng([run.seed, number])
         # By static code lengths every photo is coded quickly, so at several rates.
-        cached = _cache_indices(run, photos, number > 0, random, copies=1 if number else _COPIES)
+        cached = _cache_indices(
+            run,
+            photos,
+            number > 0,
+            random,
+            copies=1 if number else _COPIES,
+            seconds=None if seconds is None else seconds / (4 * PRIOR_ROUNDS),
+        )
         if trainer is None:
             trainer = PriorTrainer(run.config, run.quantizer, cached, seed=run.seed + 3)
         if inner is not None:
@@ -645,8 +655,9 @@ def _train_prior(
     # A table of the last stage is met by a fourth of the photos, in one of 32 contexts: counts of
     # one coding each would leave it noisy.
     random = np.random.default_rng([run.seed, PRIOR_ROUNDS])
-    recoded = _cache_indices(run, photos, True, random, copies=2)
-    run.prior = count_tables(run.prior, recoded)
+    patience = None if seconds is None else seconds / (4 * PRIOR_ROUNDS)
+    recoded = _cache_indices(run, photos, True, random, copies=1, seconds=patience)
+    run.prior = count_tables(run.prior, [*trainer.photos, *recoded])
     if run.config.mode == "vq":
         bottleneck = VectorBottleneck(run.vector_quantizer, run.prior)
         centre = [_centre(photo, _CALIBRATION_SIDE) for photo in photos.validation]
@@ -655,23 +666,39 @@ def _train_prior(
 
 
 def _cache_indices(
-    run: _Run, photos: PhotoSet, conditional: bool, random: np.random.Generator, *, copies: int
+    run: _Run,
+    photos: PhotoSet,
+    conditional: bool,
+    random: np.random.Generator,
+    *,
+    copies: int,
+    seconds: float | None = None,
 ) -> list[CodedPhoto]:
-    """Every training photo coded at random rates, by the prior or by static code lengths."""
+    """Every training photo coded at random rates, by the prior or by static code lengths.
+
+    By the prior as files are, after a search; but photos whose turn comes after so many seconds are
+    assigned once.
+    """
     bottleneck = run.bottleneck
     coded = []
-    config = run.config.quantizer
+    stages = run.config.quantizer.stages
+    began = time.monotonic()
     for number, photo in enumerate(photos.train * copies):
-        latent = _latent(run, _cut(photo, _CACHE_SIDE, random))
+        picture = _cut(photo, _CACHE_SIDE, random)
+        latent = _latent(run, picture)
         # The first is always complete, so that every stage has something to learn from.
-        if run.config.mode != "vq" or isinstance(config, UniformConfig):
+        if run.config.mode != "vq" or isinstance(bottleneck, UniformBottleneck):
             bucket = int(random.integers(bottleneck.buckets)) + 1 if number else bottleneck.buckets
             coded.append(encode_conditional(bottleneck, latent, RatePoint(bucket, 1.0)))
             continue
-        position = _training_position(config.stages, random) if number else float(config.stages)
-        point = point_at(config, position)
+        position = _training_position(stages, random) if number else float(stages)
+        point = point_at(run.vector_quantizer.config, position)
         if conditional:
-            coded.append(encode_conditional(bottleneck, latent, point))
+            late = seconds is not None and time.monotonic() - began > seconds
+            effort = GREEDY_EFFORT if late else run.config.prior_effort
+            pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float()
+            planes = search_symbols(latent, pixels, point, bottleneck, run.synthesis, effort=effort)
+            coded.append(vector_symbols(planes, point))
         else:
             coded.append(encode_static(run.vector_quantizer, run.bits, latent, point))
     return coded

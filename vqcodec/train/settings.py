@@ -39,10 +39,11 @@ class ObjectiveConfig:
 class TrainConfig:
     """One run. Sizes in pixels (prior_window in latent positions), rates of learning for Adam.
 
-    smoothing: of the moving average of weights; prior_share, joint_share: the prior's part of a budget
-    of time, and in mode vq the joint training's. rates: the part of mode vq's rate axis, 0..1, that joint
-    training covers. rate_share, temperature: how the rate's gradient is
-    estimated there, at which part of the positions (0: not at all) and under how soft a choice.
+    smoothing: of the moving average of weights; prior_effort: of the encoder, where the prior learns from
+    what it charges; prior_share, joint_share: the prior's part of a budget of time, and in mode vq the
+    joint training's. rates: the part of mode vq's rate axis, 0..1, that joint training covers.
+    rate_share, temperature: how the rate's gradient is estimated there, at which part of the positions
+    (0: not at all) and under how soft a choice.
     """
 
     mode: str = "vq"
@@ -62,6 +63,7 @@ class TrainConfig:
     prior_window: int = 32
     prior_batch: int = 4
     prior_learning_rate: float = 2e-3
+    prior_effort: int = 3
     prior_share: float = 0.35
     joint_share: float = 0.4
     rates: tuple[float, float] = (0.0, 1.0)
