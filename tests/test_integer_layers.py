@@ -5,6 +5,8 @@ overflow; the native kernels with the references, on shapes too large for such l
 """
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -386,6 +388,28 @@ def test_thread_counts_agree() -> None:
         assert_same(integer_linear(*layer, 24, **options), linear)
         assert_same(integer_argmax(*layer[:3], **options), argmax)
         assert_same(integer_window(*window, 24, tile=64, **options), around)
+
+
+@needs_native
+def test_one_thread_of_torch_leaves_a_process_that_can_be_forked() -> None:
+    code = """
+import os, signal, sys
+import numpy as np, torch
+from vqcodec_kernels.integer_layers import integer_linear
+torch.set_num_threads(1)
+x = np.ones((200_000, 1, 64), np.uint8)
+layer = np.ones((1, 32, 64), np.int8), np.zeros((1, 32), np.int32), np.ones((1, 32), np.int32)
+call = lambda: integer_linear(x, *layer, 24, native=True)
+call()
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    call()
+    os._exit(7)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 7
 
 
 def probe() -> dict[str, str]:

@@ -14,10 +14,10 @@ of `tile` positions a side, aligned to multiples of `tile`) of the position aske
 NumPy arrays in, NumPy arrays out; C-contiguous. ValueError or TypeError for what does not fit.
 """
 
-import os
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vqcodec_kernels._extension import load_native
@@ -213,7 +213,9 @@ def _extension(native: bool | None) -> Any | None:
 
 
 def _threads(threads: int | None) -> int:
-    return threads if threads is not None else min(8, os.cpu_count() or 1)
+    """As many as torch has: the kernels work on its threads, of which a team of another size would end
+    some and start others."""
+    return threads if threads is not None else torch.get_num_threads()
 
 
 def _dense(array: NDArray[Any]) -> NDArray[Any]:
