@@ -417,7 +417,9 @@ def _measure_bits(
     )
     with torch.no_grad():
         latents = torch.cat([model.analysis(part) for part in crops.split(16)])
-    return static_bits(latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]), quantizer)
+    tables = [torch.from_numpy(stage) for stage in model.prior.bits]
+    known = torch.stack([-(torch.exp2(-stage).mean(1)).log2() for stage in tables])
+    return static_bits(latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]), quantizer, known)
 
 
 def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[str, Any] | None]:

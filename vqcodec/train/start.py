@@ -194,10 +194,16 @@ def spread_unused(
         group += count
 
 
-def static_bits(latents: Tensor, quantizer: ResidualQuantizer, *, iterations: int = 6) -> Tensor:
-    """Code lengths (S, G, K) of given codebooks on latents (N, C), each stage at its own price."""
+def static_bits(
+    latents: Tensor, quantizer: ResidualQuantizer, bits: Tensor, *, iterations: int = 6
+) -> Tensor:
+    """Code lengths (S, G, K) of given codebooks on latents (N, C), each stage at its own price.
+
+    bits: those to begin with. Which of several codewords that are alike is the popular one is a matter
+    of history, and everything that is trained later has to agree on it.
+    """
     config = quantizer.config
-    bits = torch.full((config.stages, config.groups, config.codewords), math.log2(config.codewords))
+    bits = bits.clone()
     decoded = torch.zeros(latents.shape, dtype=torch.int32)
     offset = torch.arange(config.groups)[:, None] * config.codewords
     for stage in range(config.stages):
