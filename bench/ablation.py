@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench.metrics import Curve, bd_rate, curve_of_means, record, write_json
+from bench.trained_models import train_once
 from vqcodec.effort import DEFAULT_EFFORT, GREEDY_EFFORT
 from vqcodec.similarity import psnr_rgb
 
@@ -104,36 +104,6 @@ def settings(variant: Variant, preset: str) -> TrainConfig:
     return variant.change(config)
 
 
-def train(name: str, *, data: Path, out: Path, steps: int, seed: int, preset: str) -> Path:
-    """The model of a variant, trained as far as it is not."""
-    from vqcodec.train import train_model
-    from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint
-    from vqcodec.train.settings import config_to_json
-
-    variant = VARIANTS[name]
-    path = out / f"{name}.safetensors"
-    config = settings(variant, preset)
-    going_on = checkpoint_path(path).exists()
-    if going_on:
-        before = load_checkpoint(checkpoint_path(path))
-        if before["config"] != config_to_json(config) or before["seed"] != seed:
-            raise ValueError(f"{path.name} was trained with other settings: give another --out")
-        if set(variant.phases) <= set(before["done"]):
-            notes = json.loads(before["notes"])
-            if steps not in (notes.get("joint_steps"), notes.get("synthesis_steps")):
-                raise ValueError(f"{path.name} was not trained for {steps} steps: give another --out")
-            return path
-    return train_model(
-        data=data,
-        out=path,
-        steps=steps,
-        resume=going_on,
-        phases=None if going_on else variant.phases,
-        seed=seed,
-        config=config,
-    )
-
-
 def measure(
     model: Path, pictures: Sequence[NDArray[np.uint8]], *, effort: int, qualities: Sequence[int]
 ) -> Curve:
@@ -198,6 +168,7 @@ def main(argv: Sequence[str]) -> int:
         import scipy  # noqa: F401
     except ModuleNotFoundError as error:
         parser.error(f"{error}: pip install 'vqcodec[bench]'")
+    from vqcodec.errors import VqcError
     from vqcodec.train.photos import load_photos
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -206,15 +177,20 @@ def main(argv: Sequence[str]) -> int:
     curves: dict[str, Curve] = {}
     pictures = [centre(photo) for photo in load_photos(args.data).validation]
     for name in names:
+        trained = VARIANTS[VARIANTS[name].trained_as or name]
+        model = args.out / f"{VARIANTS[name].trained_as or name}.safetensors"
         try:
-            model = train(
-                VARIANTS[name].trained_as or name,
+            train_once(
+                model,
                 data=args.data,
-                out=args.out,
                 steps=args.steps,
                 seed=args.seed,
-                preset=args.preset,
+                config=settings(trained, args.preset),
+                phases=trained.phases,
             )
+        except VqcError as error:
+            print(f"ablation.py: {error}", file=sys.stderr)
+            return error.exit_code
         except ValueError as error:
             parser.error(str(error))
         curves[name] = measure(model, pictures, effort=VARIANTS[name].effort, qualities=QUALITIES)

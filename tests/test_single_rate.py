@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import ablation, single_rate
-from bench.metrics import Curve
+from bench.metrics import Curve, CurveError
 from vqcodec.model import load_model
 from vqcodec.quantizer import QuantizerConfig, point_at
 
@@ -16,20 +16,27 @@ from vqcodec.quantizer import QuantizerConfig, point_at
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "SIDE", 64)
-    monkeypatch.setattr(single_rate, "SPREAD", 20)
+    monkeypatch.setattr(single_rate, "SPREAD", 39)
 
 
 def test_a_place_on_the_axis_is_that_of_the_quality(tiny_model: Path) -> None:
     model = load_model(tiny_model)
     layout = model.config.quantizer
     assert isinstance(layout, QuantizerConfig)
-    for quality in (1, 30, 77, 100):
-        found = point_at(layout, single_rate.axis_place(model, quality) * layout.stages)
+    refused = 0
+    for quality in range(1, 101):
         point = model.config.points[quality - 1]
-        assert found.bucket in (point.bucket - 1, point.bucket, point.bucket + 1)
+        try:
+            found = point_at(layout, single_rate.axis_place(model, quality) * layout.stages)
+        except ValueError as error:
+            assert "between two rate buckets" in str(error)
+            refused += 1
+            continue
+        assert found.bucket == point.bucket
         # A calibrated price may lie beyond the range that training covers.
         reach = layout.last[point.last_stage], layout.first[point.last_stage]
         assert math.isclose(found.price, min(max(point.price, reach[0]), reach[1]), rel_tol=1e-6)
+    assert refused < 30
 
 
 def test_training_covers_the_asked_rates_only(tiny_model: Path) -> None:
@@ -45,32 +52,47 @@ def test_every_model_is_trained_once_and_compared(
     found = tmp_path / "found.json"
     options = ["--data", str(pictures), "--out", str(tmp_path / "models"), "--model", str(tiny_model)]
     options += ["--qualities", "40", "--steps", "2", "--crop", "32", "--preset", "tiny"]
-    monkeypatch.setattr(
-        single_rate,
-        "compare",
-        lambda one, everything, quality, _pictures: {
-            "quality": quality, "psnr": 30.0, "bpp": 1.0, "bpp_all_rates": 1.02, "saving_percent": 2.0
-        },
-    )  # fmt: skip
-    assert single_rate.main([*options, "--bar", "3", "--json", str(found)]) == 0
+    assert single_rate.main([*options, "--bar", "90", "--json", str(found)]) == 0
     models = {path.stem for path in (tmp_path / "models").glob("*.safetensors")}
     assert models == {"all", "quality40"}
-    assert json.loads(found.read_text())["passed"]
+    (row,) = json.loads(found.read_text())["rows"]
+    saving = row["saving_percent"]
+    assert saving == pytest.approx(100 * (1 - row["bpp"] / row["bpp_all_rates"]), abs=0.05)
     monkeypatch.setattr("vqcodec.train.train_model", None)
-    assert single_rate.main([*options, "--bar", "1"]) == 1
-    for other in (["--seed", "5"], ["--crop", "48"], ["--qualities", "0"], ["--crop", "20"]):
+    assert single_rate.main([*options, "--bar", f"{saving - 1}"]) == 1
+    for other in (
+        ["--seed", "5"],
+        ["--crop", "48"],
+        ["--steps", "3"],
+        ["--preset", "default"],
+        ["--qualities", "0"],
+        ["--crop", "20"],
+    ):
         with pytest.raises(SystemExit) as stop:
             single_rate.main([*options, *other])
         assert stop.value.code == 2
+    assert single_rate.main([*options, "--model", str(tmp_path / "none.safetensors")]) == 3
 
 
 def test_what_is_saved_is_at_equal_psnr(monkeypatch: pytest.MonkeyPatch) -> None:
     curves = {"all": Curve((0.2, 0.4, 0.8), (28.0, 31.0, 34.0)), "one": Curve((0.36,), (31.0,))}
 
     def measure(model: Path, pictures: object, *, effort: int, qualities: list[int]) -> Curve:
-        assert qualities == ([20, 40, 60] if model.stem == "all" else [40])
+        assert qualities == ([1, 40, 79] if model.stem == "all" else [40])
         return curves[model.stem]
 
     monkeypatch.setattr(single_rate, "measure", measure)
-    row = single_rate.compare(Path("one"), Path("all"), 40, [np.zeros((8, 8, 3), np.uint8)])
+    pictures = [np.zeros((8, 8, 3), np.uint8)]
+    row = single_rate.compare(Path("one"), Path("all"), 40, pictures)
     assert row["saving_percent"] == pytest.approx(10.0)
+    curves["one"] = Curve((0.9,), (35.0,))
+    with pytest.raises(CurveError):
+        single_rate.compare(Path("one"), Path("all"), 40, pictures)
+
+
+def test_a_quality_without_a_figure_does_not_meet_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    good = {"quality": 20, "psnr": 30.0, "bpp": 0.2, "bpp_all_rates": 0.204, "saving_percent": 1.96}
+    assert single_rate.report([good], 3.0)
+    assert not single_rate.report([good, {"quality": 100, "why": "has no point"}], 3.0)
+    assert single_rate.report([{"quality": 100, "why": "has no point"}], None)
+    assert "n/a: has no point" in capsys.readouterr().out
