@@ -105,7 +105,8 @@ class Salvage:
 class Codec:
     """One model on one device, ready to compress and decompress. The model's networks move there.
 
-    precise: decode in float32 also where bfloat16 is faster. Encoding always does.
+    precise: decode in float32 also where bfloat16 is faster. Latents are always computed in float32;
+    what a search asks the synthesis for (`effort`), in bfloat16 where that is fast.
     """
 
     def __init__(self, model: Model, device: torch.device, *, precise: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 Purpose: encoding must give the same bytes, and decoding at full precision the same pixels, inside
 `torch.autocast`, with TF32 or bfloat16 allowed for float32 and with whatever cuDNN finds fastest. And
-where bfloat16 is fast, decoding uses it unless told not to.
+where bfloat16 is fast, decoding uses it unless told not to, and the encoder's search does.
 
 Layout: whether a device is fast in bfloat16; the two arithmetics as contexts.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ _INTO_STAGE = 128, 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class RateTarget:
-    """What a file is to meet: exactly one of the three, positive (else ValueError).
+    """What a file is to meet: exactly one of the three, finite and positive (else ValueError).
 
     bpp: bits a pixel of the whole file, as nearly as possible. max_bytes: the most that the file may
     have. psnr: the least PSNR in dB, over RGB, of the decoded 8-bit picture.
@@ -53,11 +54,14 @@ class RateTarget:
         if len(self._given) != 1:
             raise ValueError("give exactly one of bpp, max_bytes and psnr")
         for name, value in self._given.items():
-            wanted = Integral if name == "max_bytes" else Real
-            known = isinstance(value, wanted) and not isinstance(value, bool)
-            if not known or not 0 < value < math.inf:
-                kind = "whole" if name == "max_bytes" else "finite"
-                raise ValueError(f"{name} must be {kind} and positive, got {value!r}")
+            kind, to, said = (Integral, int, "whole") if name == "max_bytes" else (Real, float, "finite")
+            number = math.nan
+            if isinstance(value, kind) and not isinstance(value, bool):
+                with suppress(OverflowError):
+                    number = to(value)
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name} must be {said} and positive, got {value!r}")
+            object.__setattr__(self, name, number)
 
     @property
     def _given(self) -> dict[str, float]:

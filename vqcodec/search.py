@@ -84,7 +84,6 @@ def _descend(
     coded = max((n + 1 for n, plane in enumerate(planes) if plane.index.any()), default=1)
     indices = [plane.index for plane in planes[:coded]]
     bucket = bottleneck.shown_bucket(indices, point.bucket)
-    rate = torch.tensor([bucket], device=pixels.device)
     decoded = bottleneck.from_symbols(indices, point.bucket)
     height, width = decoded.shape[1:]
     padded = pad_latent(decoded)
@@ -101,6 +100,7 @@ def _descend(
             part = padded[None, :, *block.latents].clone().to(pixels.device)
             part = part.contiguous(memory_format=torch.channels_last).requires_grad_(not only_error)
             wanted = pixels[:, *block.pixels].clone()
+            rate = torch.tensor([bucket], device=pixels.device)
             picture = synthesis(part, rate)[0, :, *block.inside].clamp(0, 255)
             missed = (picture - wanted).square().sum()
             slope = None if only_error else torch.autograd.grad(missed, part)[0][0].cpu()

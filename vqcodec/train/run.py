@@ -642,7 +642,10 @@ def _train_prior(
             trainer.load_state(inner["trainer"])
         trainer.begin_round(number, cached)
         # Encoding again for the next round or for the tables takes about as long as caching did.
-        left = None if seconds is None else seconds / PRIOR_ROUNDS - 2 * (time.monotonic() - began)
+        left = None
+        if seconds is not None:
+            share = seconds / PRIOR_ROUNDS
+            left = max(share / 4, share - 2 * (time.monotonic() - began))
 
         def report(spent: list[list[float]]) -> str:
             mean = np.mean(spent[-50:], 0) / STRIDE**2
@@ -678,14 +681,16 @@ def _cache_indices(
 ) -> list[CodedPhoto]:
     """Every training photo coded at random rates, by the prior or by static code lengths.
 
-    By the prior as files are, after a search; but photos whose turn comes after so many seconds are
-    assigned once.
+    By the prior after a search of `prior_effort`; but photos whose turn comes after so many seconds,
+    in an order that is drawn, are assigned once.
     """
     bottleneck = run.bottleneck
     coded = []
     stages = run.config.quantizer.stages
     began = time.monotonic()
-    for number, photo in enumerate(photos.train * copies):
+    turns = [int(turn) for _ in range(copies) for turn in random.permutation(len(photos.train))]
+    for number, turn in enumerate(turns):
+        photo = photos.train[turn]
         picture = _cut(photo, _CACHE_SIDE, random)
         latent = _latent(run, picture)
         # The first is always complete, so that every stage has something to learn from.

@@ -208,6 +208,7 @@ def train_config_from_json(text: str) -> TrainConfig:
     values["transform"] = config_from_json(TransformConfig, values["transform"])
     values["quantizer"] = config_from_json(quantizer, values["quantizer"])
     values["prior"] = config_from_json(PriorConfig, values["prior"])
-    values["rates"] = tuple(values["rates"])
+    # Checkpoints of before there were parts of the axis cover it all.
+    values["rates"] = tuple(values.get("rates", (0.0, 1.0)))
     values["objective"] = config_from_json(ObjectiveConfig, values["objective"])
     return TrainConfig(**values)
