@@ -120,12 +120,14 @@ def measure(
     pixels = picture.width * picture.height
     files, compress = timed(lambda: codec.compress(picture, quality=quality, effort=effort), repeat)
     if any(data != files[0] for data in files):
-        raise RuntimeError(f"quality {quality}: the same picture gave different files")
+        raise RuntimeError(f"quality {quality}, effort {effort}: the same picture gave different files")
     decoded, decompress = timed(lambda: codec.decompress(files[0]), repeat)
     if any(again.tobytes() != decoded[0].tobytes() for again in decoded):
-        raise RuntimeError(f"quality {quality}: the same file gave different pictures")
+        raise RuntimeError(f"quality {quality}, effort {effort}: the same file gave different pictures")
     if decoded[0].size != picture.size:
-        raise RuntimeError(f"quality {quality}: {picture.size} in, {decoded[0].size} back")
+        raise RuntimeError(
+            f"quality {quality}, effort {effort}: {picture.size} in, {decoded[0].size} back"
+        )
     psnr = psnr_rgb(np.asarray(picture), np.asarray(decoded[0].convert("RGB")))
     return {
         "effort": effort,

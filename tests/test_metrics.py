@@ -481,3 +481,27 @@ def test_speed_measures_refuse_a_codec_that_is_not_repeatable(
     monkeypatch.setattr(FakeCodec, "decompress", fresh)
     with pytest.raises(RuntimeError, match="different pictures"):
         codec_speed.measure(codec, picture, 50, 2, effort=1)
+
+
+@pytest.mark.parametrize(("slow", "status"), [(4, "PASS"), (1, "FAIL")])
+def test_the_bar_of_speed_is_for_the_least_effort(
+    slow: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(codec: object, picture: object, quality: int, repeat: int, *, effort: int) -> Any:
+        found = {way: {"median": 9.0, "min": 9.0, "max": 9.0} for way in ("slow", "fast")}
+        found["slow"]["median"] = 0.1
+        compress = found["slow" if effort == slow else "fast"]
+        head = {"effort": effort, "quality": quality, "bpp": 1.0, "psnr": 40.0}
+        return {**head, "compress_mp_s": compress, "decompress_mp_s": found["fast"]}
+
+    use_fake_codec(monkeypatch)
+    monkeypatch.setattr(codec_speed, "measure", measure)
+    monkeypatch.setattr(codec_speed, "synthetic_picture", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(codec_speed, "start_up", lambda *_: 0.01)
+    monkeypatch.setattr(codec_speed, "peak_memory", lambda: 10**6)
+    out = tmp_path / "speed.json"
+    assert codec_speed.main(["--json", str(out)]) == (status == "FAIL")
+    result = json.loads(out.read_text())
+    checks = {check["check"].split(" at ")[0]: check["status"] for check in result["checks"]}
+    assert (checks["compress --effort 1"], checks["decompress"]) == (status, "PASS")
+    assert [row["effort"] for row in result["speed"]] == [1, 1, 1, 4, 4, 4]

@@ -2,18 +2,23 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from vqcodec.bottleneck import SymbolPlane
 from vqcodec.codec import load_codec
+from vqcodec.effort import GREEDY_EFFORT
 from vqcodec.errors import ModelFileError, OutputExistsError, VqcError
 from vqcodec.model import load_model
+from vqcodec.quantizer import ResidualQuantizer
+from vqcodec.search import search_symbols
 from vqcodec.train import train_model
 from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint
 from vqcodec.train.photos import load_photos
-from vqcodec.train.run import _resumed
+from vqcodec.train.run import _cache_indices, _measure_bits, _resumed
 from vqcodec.train.settings import tiny_config
 from vqcodec.train.synthesis import SynthesisTrainer
 
@@ -32,6 +37,37 @@ def test_the_model_codes_pictures(tiny_model: Path) -> None:
 def test_training_again_gives_the_same_file(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     out = train_model(data=pictures, out=tmp_path / "tiny.safetensors", steps=8, preset="tiny", seed=3)
     assert out.read_bytes() == tiny_model.read_bytes()
+
+
+def test_the_prior_learns_from_what_the_search_chooses(
+    pictures: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = _resumed(load_checkpoint(checkpoint_path(tiny_model)), tiny_model, "cpu")
+    photos, efforts = load_photos(pictures), []
+
+    def search(*arguments: Any, effort: int) -> list[SymbolPlane]:
+        efforts.append(effort)
+        return search_symbols(*arguments, effort=effort)
+
+    monkeypatch.setattr("vqcodec.train.run.search_symbols", search)
+    for seconds, expected in ((None, run.config.prior_effort), (0.0, GREEDY_EFFORT)):
+        efforts.clear()
+        random = np.random.default_rng(1)
+        coded = _cache_indices(run, photos, True, random, copies=2, seconds=seconds)
+        assert efforts == [expected] * len(coded) == [expected] * 2 * len(photos.train)
+
+
+def test_a_model_goes_on_with_the_popular_codewords_that_it_has(tiny_model: Path, pictures: Path) -> None:
+    """Codewords 3 and 7 are alike, and the prior knows the latter: so does what is measured anew."""
+    model = load_model(tiny_model)
+    assert isinstance(model.quantizer, ResidualQuantizer)
+    for book in model.quantizer.float_codebooks[0]:
+        book[:, 3] = book[:, 7]
+    tables = model.prior.tensors["0.tables"].copy()
+    tables[:, :, 3], tables[:, :, 7] = 200, 0
+    model.prior = model.prior.replace({"0.tables": tables})
+    bits = _measure_bits(model, model.quantizer, load_photos(pictures), tiny_config(), 0)
+    assert (bits[0, :, 7] <= bits[0, :, 3]).all() and (bits[0, :, 7] < bits[0, :, 3]).sum() >= 3
 
 
 def test_steps_lower_the_loss(pictures: Path, tiny_model: Path) -> None:
