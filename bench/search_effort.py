@@ -71,14 +71,18 @@ def measure(
     curves = [curve_of_means(rates, decibels) for rates, decibels in zip(bpp, psnr, strict=True)]
     rows = []
     for effort, spent, curve in zip(efforts, seconds, curves, strict=True):
-        percent, low, high = lost(curve, curves[0])
+        found: dict[str, Any] = {}
+        try:
+            percent, low, high = lost(curve, curves[0])
+            found = {"bd_rate_percent": round(percent, 2), "range_db": [round(low, 2), round(high, 2)]}
+        except ValueError as error:
+            found = {"bd_rate_percent": None, "why": f"its curve {error}"}
         rows.append(
             {
                 "effort": effort,
                 "seconds": round(float(spent), 3),
                 "times_least": round(float(spent / seconds[0]), 2),
-                "bd_rate_percent": round(percent, 2),
-                "range_db": [round(low, 2), round(high, 2)],
+                **found,
                 "bpp": [round(rate, 5) for rate in curve.bpp],
                 "psnr": [round(decibels, 3) for decibels in curve.decibels],
             }
@@ -138,11 +142,11 @@ def main(argv: Sequence[str]) -> int:
     print(f"{len(pictures)} pictures, qualities {', '.join(map(str, args.qualities))}")
     print(f"{'effort':>6} {'seconds':>8} {'times':>6}  BD-rate")
     for row in rows:
-        low, high = row["range_db"]
-        print(
-            f"{row['effort']:>6} {row['seconds']:>8.1f} {row['times_least']:>6.1f}  "
-            f"{row['bd_rate_percent']:+.1f} %  ({low:.1f} to {high:.1f} dB)"
-        )
+        said = f"n/a: {row.get('why')}"
+        if row["bd_rate_percent"] is not None:
+            low, high = row["range_db"]
+            said = f"{row['bd_rate_percent']:+.1f} %  ({low:.1f} to {high:.1f} dB)"
+        print(f"{row['effort']:>6} {row['seconds']:>8.1f} {row['times_least']:>6.1f}  {said}")
     if args.json:
         write_json(args.json, {**head, "model": f"{codec.model.code_id:08x}", "efforts": rows})
     return 0

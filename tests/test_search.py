@@ -67,13 +67,21 @@ def test_more_effort_never_costs_more(
         assert more <= less * (1 + tolerance)
 
 
-def test_a_search_finds_something(codec: Codec) -> None:
-    """At one quality a barely trained model may leave nothing to find, but not at all of them."""
+def test_a_search_finds_something(tiny_model: Path) -> None:
+    """Where the synthesis is not what the analysis takes it for, there is much to find."""
+    codec = load_codec(str(tiny_model), "cpu")
+    with torch.no_grad():
+        codec.synthesis.linear.weight.mul_(0.7)
     picture = synthetic_picture(5, 128, 160)
-    assert any(
-        codec.compress(picture, quality=quality, effort=1) != codec.compress(picture, quality=quality)
-        for quality in (20, 60, 80, 95)
-    )
+    point = codec.model.config.points[79]
+    bottleneck = codec.model.bottleneck
+    assert isinstance(bottleneck, VectorBottleneck)
+    latent, pixels = codec._latent(as_picture(picture)), torch.from_numpy(picture).permute(2, 0, 1)
+    costs = []
+    for effort in (1, 2, 6):
+        planes = search_symbols(latent, pixels.float(), point, bottleneck, codec.synthesis, effort=effort)
+        costs.append(_cost(codec, picture, planes, point))
+    assert costs[1] < 0.95 * costs[0] and costs[2] < costs[1]
 
 
 def test_effort_one_assigns_once(codec: Codec) -> None:

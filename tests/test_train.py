@@ -67,7 +67,7 @@ def test_a_model_goes_on_with_the_popular_codewords_that_it_has(tiny_model: Path
     tables[:, :, 3], tables[:, :, 7] = 200, 0
     model.prior = model.prior.replace({"0.tables": tables})
     bits = _measure_bits(model, model.quantizer, load_photos(pictures), tiny_config(), 0)
-    assert (bits[0, :, 7] <= bits[0, :, 3]).all() and (bits[0, :, 7] < bits[0, :, 3]).sum() >= 3
+    assert (bits[0, :, 7] <= bits[0, :, 3]).all() and (bits[0, :, 7] < bits[0, :, 3]).any()
 
 
 def test_steps_lower_the_loss(pictures: Path, tiny_model: Path) -> None:
