@@ -23,22 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 # Run as a script: the root comes last, so that an installed vqcodec is the one that is measured.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from bench.metrics import Curve, bd_rate, curve_of_means, record, write_json
-from bench.trained_models import train_once
+from bench.metrics import Curve, lost, record, require_scipy, write_json
+from bench.trained_models import centre, measure, train_once
 from vqcodec.effort import DEFAULT_EFFORT, GREEDY_EFFORT
-from vqcodec.similarity import psnr_rgb
 
 if TYPE_CHECKING:
     from vqcodec.train.settings import TrainConfig
 
 QUALITIES = (5, 20, 35, 50, 65, 80, 95)
-SIDE = 384
 EVERYTHING = "everything"
 
 
@@ -104,36 +99,6 @@ def settings(variant: Variant, preset: str) -> TrainConfig:
     return variant.change(config)
 
 
-def measure(
-    model: Path, pictures: Sequence[NDArray[np.uint8]], *, effort: int, qualities: Sequence[int]
-) -> Curve:
-    """The curve of means of a model's files."""
-    from vqcodec.codec import load_codec
-
-    codec = load_codec(model, "cpu")
-    bpp, psnr = [], []
-    for quality in qualities:
-        files = [codec.compress(picture, quality=quality, effort=effort) for picture in pictures]
-        decoded = [np.asarray(codec.decompress(file)) for file in files]
-        bpp.append([8 * len(f) / (p.size // 3) for f, p in zip(files, pictures, strict=True)])
-        psnr.append([psnr_rgb(p, d) for p, d in zip(pictures, decoded, strict=True)])
-    return curve_of_means(bpp, psnr)
-
-
-def lost(curve: Curve, best: Curve) -> tuple[float, float, float]:
-    """BD-rate in per cent against the best curve, and the range of decibels that it is taken over.
-    CurveError for curves that do not rise; ValueError for those that have no decibels in common."""
-    low = max(curve.decibels[0], best.decibels[0])
-    high = min(curve.decibels[-1], best.decibels[-1])
-    return bd_rate(curve, best, low=low, high=high), low, high
-
-
-def centre(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The middle of a photograph, SIDE pixels a side at most."""
-    top, left = (max(0, side - SIDE) // 2 for side in photo.shape[:2])
-    return np.ascontiguousarray(photo[top : top + SIDE, left : left + SIDE])
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -164,10 +129,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"unknown: {', '.join(unknown)}" if unknown else "--steps must be at least 1")
     if not args.data.is_dir():
         parser.error(f"{args.data} is not a folder")
-    try:
-        import scipy  # noqa: F401
-    except ModuleNotFoundError as error:
-        parser.error(f"{error}: pip install 'vqcodec[bench]'")
+    require_scipy(parser)
     from vqcodec.errors import VqcError
     from vqcodec.train.photos import load_photos
 

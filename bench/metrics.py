@@ -12,6 +12,7 @@ Invariants
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -122,6 +123,14 @@ def bd_rate(curve: Curve, anchor: Curve, *, low: float, high: float) -> float:
     return 100.0 * math.expm1((integrals[0] - integrals[1]) / (high - low))
 
 
+def lost(curve: Curve, best: Curve) -> tuple[float, float, float]:
+    """BD-rate in per cent against the best curve, and the range of decibels that it is taken over.
+    CurveError for curves that do not rise; ValueError for those that have no decibels in common."""
+    low = max(curve.decibels[0], best.decibels[0])
+    high = min(curve.decibels[-1], best.decibels[-1])
+    return bd_rate(curve, best, low=low, high=high), low, high
+
+
 def decibels_at(curve: Curve, bpp: float) -> float:
     """Decibels of the curve at `bpp`: PCHIP over log(bpp). CurveError outside the curve."""
     require_rising(curve)
@@ -184,6 +193,14 @@ def empirical_bits(counts: ArrayLike) -> float:
         raise ValueError("counts must not be negative")
     seen = seen[seen > 0]
     return float(np.sum(seen * -np.log2(seen / seen.sum()))) if seen.size else 0.0
+
+
+def require_scipy(parser: argparse.ArgumentParser) -> None:
+    """A usage error where what the curves need is missing: before the long part."""
+    try:
+        import scipy  # noqa: F401
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}: pip install 'vqcodec[bench]'")
 
 
 def machine(device: str) -> dict[str, Any]:

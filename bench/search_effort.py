@@ -26,8 +26,7 @@ from PIL import Image
 # Run as a script: the root comes last, so that an installed vqcodec is the one that is measured.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from bench.ablation import lost
-from bench.metrics import curve_of_means, record, write_json
+from bench.metrics import curve_of_means, lost, record, require_scipy, write_json
 from bench.rd import parse_qualities, read_pictures, say
 from vqcodec.effort import EFFORTS, GREEDY_EFFORT
 from vqcodec.similarity import psnr_rgb
@@ -120,10 +119,7 @@ def main(argv: Sequence[str]) -> int:
     if args.limit is not None and args.limit < 1:
         parser.error("--limit must be at least 1")
     _, pictures = read_pictures(parser, args.images, args.limit)
-    try:
-        import scipy  # noqa: F401
-    except ModuleNotFoundError as error:
-        parser.error(f"{error}: pip install 'vqcodec[bench]'")
+    require_scipy(parser)
     from vqcodec.codec import load_codec
     from vqcodec.errors import VqcError
 

@@ -34,9 +34,8 @@ from numpy.typing import NDArray
 # Run as a script: the root comes last, so that an installed vqcodec is the one that is measured.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from bench.ablation import centre, measure
-from bench.metrics import CurveError, bpp_at, record, write_json
-from bench.trained_models import train_once
+from bench.metrics import CurveError, bpp_at, record, require_scipy, write_json
+from bench.trained_models import centre, measure, train_once
 from vqcodec.effort import GREEDY_EFFORT
 
 if TYPE_CHECKING:
@@ -150,10 +149,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--qualities must be numbers 1..100")
     if not args.data.is_dir():
         parser.error(f"{args.data} is not a folder")
-    try:
-        import scipy  # noqa: F401
-    except ModuleNotFoundError as error:
-        parser.error(f"{error}: pip install 'vqcodec[bench]'")
+    require_scipy(parser)
     from vqcodec.errors import VqcError
     from vqcodec.model import find_model, load_model
     from vqcodec.train.photos import load_photos

@@ -1,13 +1,24 @@
-"""Models that a bench trains itself: once, resumable, never taken for those of another training."""
+"""Models that a bench trains itself: once, resumable, never taken for those of another training; and
+the curve of one over centre crops."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.metrics import Curve, curve_of_means
+from vqcodec.similarity import psnr_rgb
+
 if TYPE_CHECKING:
     from vqcodec.train.settings import TrainConfig
+
+SIDE = 384
+"""Of the centre crops, pixels at most."""
 
 
 def train_once(
@@ -52,3 +63,25 @@ def train_once(
         seed=seed,
         config=config,
     )
+
+
+def measure(
+    model: Path, pictures: Sequence[NDArray[np.uint8]], *, effort: int, qualities: Sequence[int]
+) -> Curve:
+    """The curve of means of a model's files."""
+    from vqcodec.codec import load_codec
+
+    codec = load_codec(model, "cpu")
+    bpp, psnr = [], []
+    for quality in qualities:
+        files = [codec.compress(picture, quality=quality, effort=effort) for picture in pictures]
+        decoded = [np.asarray(codec.decompress(file)) for file in files]
+        bpp.append([8 * len(f) / (p.size // 3) for f, p in zip(files, pictures, strict=True)])
+        psnr.append([psnr_rgb(p, d) for p, d in zip(pictures, decoded, strict=True)])
+    return curve_of_means(bpp, psnr)
+
+
+def centre(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The middle of a photograph, SIDE pixels a side at most."""
+    top, left = (max(0, side - SIDE) // 2 for side in photo.shape[:2])
+    return np.ascontiguousarray(photo[top : top + SIDE, left : left + SIDE])

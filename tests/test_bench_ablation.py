@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import ablation
-from bench.metrics import Curve
+from bench import ablation, trained_models
+from bench.metrics import Curve, lost
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "QUALITIES", (5, 95))
-    monkeypatch.setattr(ablation, "SIDE", 64)
+    monkeypatch.setattr(trained_models, "SIDE", 64)
 
 
 def _run(pictures: Path, folder: Path, only: str) -> dict[str, object]:
@@ -54,7 +54,7 @@ def test_every_variant_has_settings(name: str) -> None:
 def test_what_is_lost_is_over_what_both_cover() -> None:
     best = Curve((0.1, 0.2, 0.4), (25.0, 28.0, 31.0))
     worse = Curve((0.22, 0.44, 0.88), (28.0, 31.0, 34.0))
-    percent, low, high = ablation.lost(worse, best)
+    percent, low, high = lost(worse, best)
     assert (low, high) == (28.0, 31.0)
     assert percent == pytest.approx(10.0, abs=0.5)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import ablation, single_rate
+from bench import single_rate, trained_models
 from bench.metrics import Curve, CurveError
 from vqcodec.model import load_model
 from vqcodec.quantizer import QuantizerConfig, point_at
@@ -16,7 +16,7 @@ from vqcodec.quantizer import QuantizerConfig, point_at
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation, "SIDE", 64)
+    monkeypatch.setattr(trained_models, "SIDE", 64)
     monkeypatch.setattr(single_rate, "SPREAD", 39)
 
 

@@ -622,6 +622,8 @@ def _train_prior(
     once it pays what the first round's prior charges."""
     run.analysis.cpu()
     trainer: PriorTrainer | None = None
+    # How long photos are searched whenever they are coded anew.
+    patience = None if seconds is None else seconds / (4 * PRIOR_ROUNDS)
     for number in range(PRIOR_ROUNDS):
         if inner is not None and number < inner["round"]:
             continue
@@ -634,7 +636,7 @@ def _train_prior(
             number > 0,
             random,
             copies=1 if number else _COPIES,
-            seconds=None if seconds is None else seconds / (4 * PRIOR_ROUNDS),
+            seconds=patience,
         )
         if trainer is None:
             trainer = PriorTrainer(run.config, run.quantizer, cached, seed=run.seed + 3)
@@ -660,7 +662,6 @@ def _train_prior(
     # A table of the last stage is met by a fourth of the photos, in one of 32 contexts: counts of
     # one coding each would leave it noisy.
     random = np.random.default_rng([run.seed, PRIOR_ROUNDS])
-    patience = None if seconds is None else seconds / (4 * PRIOR_ROUNDS)
     recoded = _cache_indices(run, photos, True, random, copies=1, seconds=patience)
     run.prior = count_tables(run.prior, [*trainer.photos, *recoded])
     if run.config.mode == "vq":
