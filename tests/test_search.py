@@ -1,6 +1,7 @@
 """The encoder's search: it only ever gains, at every size, and keeps what it promises elsewhere."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from vqcodec.cli import main
 from vqcodec.codec import Codec, load_codec
 from vqcodec.effort import EFFORTS, check_effort
 from vqcodec.image import as_picture
-from vqcodec.quantizer import RatePoint
+from vqcodec.quantizer import LEVELS, QuantizerConfig, RatePoint, stage_price
 from vqcodec.search import _descend, search_symbols
 from vqcodec.truncation import truncate
 
@@ -82,6 +83,41 @@ def test_a_search_finds_something(tiny_model: Path) -> None:
         planes = search_symbols(latent, pixels.float(), point, bottleneck, codec.synthesis, effort=effort)
         costs.append(_cost(codec, picture, planes, point))
     assert costs[1] < 0.95 * costs[0] and costs[2] < costs[1]
+
+
+def test_rounds_after_the_first_charge_more(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    bottleneck = codec.model.bottleneck
+    assert isinstance(bottleneck, VectorBottleneck)
+    assigned = bottleneck.to_symbols
+    charged: list[float] = []
+
+    def to_symbols(*args: Any, surcharge: float = 0.0, **options: Any) -> list[SymbolPlane]:
+        charged.append(surcharge)
+        return assigned(*args, surcharge=surcharge, **options)
+
+    monkeypatch.setattr(bottleneck, "to_symbols", to_symbols)
+    codec.compress(synthetic_picture(6, 40, 70), quality=60, effort=6)
+    assert charged == pytest.approx([0, 0, 0.2, 0.4, 0.4, 0.4, 0.4])
+
+
+def test_a_surcharge_saves_bits(codec: Codec) -> None:
+    point = codec.model.config.points[79]
+    bottleneck = codec.model.bottleneck
+    assert isinstance(bottleneck, VectorBottleneck) and point.last_stage
+    latent = codec._latent(as_picture(synthetic_picture(6, 90, 70)))
+    plain = bottleneck.to_symbols(latent, point)
+    dear = bottleneck.to_symbols(latent, point, surcharge=2.0)
+    assert dear[0].bits < plain[0].bits
+
+
+def test_who_pays_a_surcharge() -> None:
+    config = QuantizerConfig(blocks=((1, 4),), mu=(1000.0, 300.0), first=(9.0, 9.0), last=(1.0, 1.0))
+    two, one = RatePoint(LEVELS + 3, 500.0), RatePoint(3, 5000.0)
+    assert [stage_price(config, two, s, surcharge=0.5) for s in (0, 1)] == [1500.0, 625.0]
+    assert [stage_price(config, two, s) for s in (0, 1)] == [1000.0, 500.0]
+    assert stage_price(config, one, 0, surcharge=0.5) == 5000.0
+    # Never less than the last stage pays without it.
+    assert stage_price(config, two._replace(price=2000.0), 0, surcharge=0.5) == 2000.0
 
 
 def test_effort_one_assigns_once(codec: Codec) -> None:

@@ -160,9 +160,17 @@ class VectorBottleneck:
         return self.quantizer.config.stages * LEVELS
 
     def to_symbols(
-        self, latent: Tensor, point: RatePoint, *, stages: int | None = None
+        self,
+        latent: Tensor,
+        point: RatePoint,
+        *,
+        stages: int | None = None,
+        surcharge: float = 0.0,
     ) -> list[SymbolPlane]:
-        """Entropy-constrained assignment: each index pays what its own table will charge."""
+        """Entropy-constrained assignment: each index pays what its own table will charge.
+
+        surcharge: on the price of a bit, see `stage_price`; modes without prices know none.
+        """
         _, height, width = latent.shape
         context = self._context(height, width)
         target = latent.permute(1, 2, 0).reshape(height * width, -1).float().cpu().contiguous()
@@ -172,7 +180,8 @@ class VectorBottleneck:
             level = level_in(point.bucket, stage)
             assert level is not None
             context.begin_stage(level)
-            assign = self._assignment(stage, target, decoded, point, (height, width))
+            price = stage_price(self.quantizer.config, point, stage, surcharge=surcharge)
+            assign = self._assignment(stage, target, decoded, level, price, (height, width))
             index, tables = choose_plane(context, assign)
             decoded = self._add_stage(stage, index, decoded)
             bits = ideal_bits(self.prior.frequencies[stage], index, tables)
@@ -246,13 +255,13 @@ class VectorBottleneck:
         stage: int,
         target: Tensor,
         decoded: Tensor,
-        point: RatePoint,
+        level: int,
+        price: float,
         grid: tuple[int, int],
     ) -> Callable[[Pass, NDArray[np.uint8]], NDArray[np.uint8]]:
         """How the indices of a pass are chosen, given their tables: target float32 and decoded, the
         stages before, int32, both (P, C) with the positions of `grid` in raster order."""
         quantizer = self.quantizer
-        price = stage_price(quantizer.config, point, stage)
         bias = price * self._bits[stage]
         residual = target - to_latent(decoded)
 
@@ -325,11 +334,10 @@ class NestedBottleneck(VectorBottleneck):
         stage: int,
         target: Tensor,
         decoded: Tensor,
-        point: RatePoint,
+        level: int,
+        price: float,
         grid: tuple[int, int],
     ) -> Callable[[Pass, NDArray[np.uint8]], NDArray[np.uint8]]:
-        level = level_in(point.bucket, stage)
-        assert level is not None
         residual = target - to_latent(decoded)
         if self.posterior is not None and self.scale is not None:
             with torch.no_grad():

@@ -263,9 +263,17 @@ def point_at(config: QuantizerConfig, position: float) -> RatePoint:
     return RatePoint(bucket, price_in(config, stage, fraction))
 
 
-def stage_price(config: QuantizerConfig, point: RatePoint, stage: int) -> float:
-    """mu that a stage pays: the last one the point's, earlier ones their own, but never less."""
-    return point.price if stage == point.last_stage else max(point.price, config.mu[stage])
+def stage_price(
+    config: QuantizerConfig, point: RatePoint, stage: int, *, surcharge: float = 0.0
+) -> float:
+    """mu that a stage pays: the last one the point's, earlier ones their own, but never less.
+
+    surcharge: the share that is added to it, on the last stage half of that. A stage that is the first
+    and the last pays none.
+    """
+    if stage < point.last_stage:
+        return max(point.price, config.mu[stage] * (1 + surcharge))
+    return point.price * (1 + surcharge / 2 if stage else 1)
 
 
 def level_in(bucket: int, stage: int) -> int | None:

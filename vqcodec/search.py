@@ -10,9 +10,11 @@ at the same price of a bit (the step of a majorise-minimise scheme, "iterative t
 I. Daubechies, M. Defrise, C. De Mol, Comm. Pure Appl. Math. 57, 2004, with codewords and the
 conditional prior's code lengths in place of a threshold). For a linear orthonormal S the target is the
 latent itself. The dearer a bit, the farther apart are the codewords that compete, and the farther a
-round would jump: there the new target is averaged with the one before. Of all rounds the one with the
-least J = squared error + price * bits is kept, so that a search never ends behind where it began, but
-for the rounding of bfloat16, in which S is computed where that is fast. Decoding knows nothing of it.
+round would jump: there the new target is averaged with the one before. A symbol also makes later ones
+dearer, which its own code length does not tell, so rounds after the first charge more than the price
+(`stage_price`), and more with every round up to a limit. Of all rounds the one with the least
+J = squared error + price * bits is kept, so that a search never ends behind where it began, but for the
+rounding of bfloat16, in which S is computed where that is fast. Decoding knows nothing of it.
 """
 
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ from vqcodec.transform import Synthesis
 _BLOCK = 40
 # Share of the target before in a new one: the price over this, at most a half.
 _PRICE_OF_INERTIA = 3333.0
+# By how much the surcharge grows in each round after the first, and how far.
+_SURCHARGE, _LARGEST_SURCHARGE = 0.2, 0.4
 
 
 @dataclass
@@ -67,7 +71,8 @@ def search_symbols(
             best = _Found(planes, cost)
         if not last:
             target = torch.lerp(wanted, target, inertia)
-            planes = bottleneck.to_symbols(target, point)
+            surcharge = min(_SURCHARGE * number, _LARGEST_SURCHARGE)
+            planes = bottleneck.to_symbols(target, point, surcharge=surcharge)
     return planes if best is None else best.planes
 
 
