@@ -249,6 +249,9 @@ def test_argmax_of_negative_and_extreme_sums(native: bool) -> None:
             assert integer_argmax(x, weight, bias, native=native).tolist() == [[place]]
         bias = np.full((1, 20), low, np.int32)
         assert integer_argmax(x, weight, bias, native=native).tolist() == [[0]]
+    # What is added to fill a block is no larger than the least sum there can be.
+    least = np.full((1, 20), INT32.min, np.int32)
+    assert integer_argmax(x, weight, least, native=native).tolist() == [[0]]
 
 
 @each_backend

@@ -305,11 +305,13 @@ class PriorContext:
         bias = t[f"{name}.linear1.bias"][self._level, step.spatial][None]
         h = self._linear(f"{name}.linear1", x[:, None], bias)
         h = self._linear(f"{name}.linear2", h)
-        # Values of x that belong to each group of the chunk: (P, kinds, G, E) -> (P, g, kinds E).
-        own = x.reshape(count, len(parts), prior.groups, -1)[:, :, step.groups]
-        own = own.transpose(0, 2, 1, 3).reshape(count, own.shape[2], -1)
-        shared = np.broadcast_to(h, (count, own.shape[1], h.shape[2]))
-        y = self._linear(f"{name}.linear3", np.concatenate([shared, own], 2))
+        # For each group what is shared, then the values of x that belong to it, kind by kind.
+        item = _item(prior.config.embedding)
+        own = x.view(item).reshape(count, len(parts), prior.groups)[:, :, step.groups].transpose(0, 2, 1)
+        z = np.empty((*own.shape[:2], h.shape[2] + own.shape[2] * item.itemsize), np.uint8)
+        z[:, :, : h.shape[2]] = h
+        z[:, :, h.shape[2] :].view(item)[:] = own
+        y = self._linear(f"{name}.linear3", z)
         return np.ascontiguousarray(
             integer_argmax(
                 y,
@@ -403,7 +405,13 @@ def spatial_positions(
     return np.ascontiguousarray(positions), bounds
 
 
+def _item(size: int) -> np.dtype[Any]:
+    """That many bytes as one value, which NumPy moves in one go."""
+    return np.dtype(f"V{size}")
+
+
 def _embed(table: NDArray[np.uint8], index: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """table (g, K, E), index (g, P) -> (P, g E)."""
-    picked = table[np.arange(len(table))[:, None], index]
-    return picked.transpose(1, 0, 2).reshape(index.shape[1], -1)
+    items = np.ascontiguousarray(table).view(_item(table.shape[2]))[:, :, 0]
+    picked = [items[group][chosen] for group, chosen in enumerate(index)]
+    return np.stack(picked, 1).view(np.uint8)

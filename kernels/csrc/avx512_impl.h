@@ -2,8 +2,10 @@
 // dot product of four bytes.
 #define VQCODEC_LANES 16
 #define VQCODEC_DOT_U8S8 1
+#define VQCODEC_LAYER_RESULTS 1
 #include <immintrin.h>
 
+#include "kernels.h"
 #include "lanes_impl.h"
 
 namespace vqcodec {
@@ -45,28 +47,48 @@ inline unsigned lanes_at_most(Vec8 values, float limit) {
       _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(limit), _CMP_LE_OQ)));
 }
 
-inline void dot_block(const uint8_t* x, int quads, const int8_t* packed, int32_t* acc) {
-  // Four chains hide the latency of vpdpbusd.
-  __m512i sum0 = _mm512_load_si512(acc);
-  __m512i sum1 = _mm512_setzero_si512();
-  __m512i sum2 = _mm512_setzero_si512();
-  __m512i sum3 = _mm512_setzero_si512();
-  int q = 0;
-  for (; q + 4 <= quads; q += 4) {
-    int32_t bytes[4];
-    std::memcpy(bytes, x + 4 * q, 16);
-    const int8_t* w = packed + q * 64;
-    sum0 = _mm512_dpbusd_epi32(sum0, _mm512_set1_epi32(bytes[0]), _mm512_loadu_si512(w));
-    sum1 = _mm512_dpbusd_epi32(sum1, _mm512_set1_epi32(bytes[1]), _mm512_loadu_si512(w + 64));
-    sum2 = _mm512_dpbusd_epi32(sum2, _mm512_set1_epi32(bytes[2]), _mm512_loadu_si512(w + 128));
-    sum3 = _mm512_dpbusd_epi32(sum3, _mm512_set1_epi32(bytes[3]), _mm512_loadu_si512(w + 192));
+inline void dot_rows(const uint8_t* const* x, int quads, const int8_t* packed, int32_t (*acc)[16]) {
+  // The rows are independent chains, which hides the latency of vpdpbusd.
+  __m512i sums[kLayerRows];
+  for (int r = 0; r < kLayerRows; ++r) sums[r] = _mm512_load_si512(acc[r]);
+  for (int q = 0; q < quads; ++q) {
+    const __m512i w = _mm512_loadu_si512(packed + q * 64);
+    for (int r = 0; r < kLayerRows; ++r) {
+      int32_t bytes;
+      std::memcpy(&bytes, x[r] + 4 * q, 4);
+      sums[r] = _mm512_dpbusd_epi32(sums[r], _mm512_set1_epi32(bytes), w);
+    }
   }
-  for (; q < quads; ++q) {
-    int32_t bytes;
-    std::memcpy(&bytes, x + 4 * q, 4);
-    sum0 = _mm512_dpbusd_epi32(sum0, _mm512_set1_epi32(bytes), _mm512_loadu_si512(packed + q * 64));
-  }
-  _mm512_store_si512(acc, _mm512_add_epi32(_mm512_add_epi32(sum0, sum1), _mm512_add_epi32(sum2, sum3)));
+  for (int r = 0; r < kLayerRows; ++r) _mm512_store_si512(acc[r], sums[r]);
+}
+
+inline void requantise_block(const int32_t* acc, const int32_t* multiplier, int shift, uint8_t* y) {
+  const __m512i a = _mm512_loadu_si512(acc), m = _mm512_loadu_si512(multiplier);
+  const __m512i half = _mm512_set1_epi64(int64_t{1} << (shift - 1));
+  const __m128i count = _mm_cvtsi32_si128(shift);
+  const auto scaled = [&](__m512i product) {
+    const __m512i rounded = _mm512_sra_epi64(_mm512_add_epi64(product, half), count);
+    return _mm512_min_epi64(_mm512_max_epi64(rounded, _mm512_setzero_si512()), _mm512_set1_epi64(255));
+  };
+  const __m512i even = scaled(_mm512_mul_epi32(a, m));
+  const __m512i odd = scaled(_mm512_mul_epi32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(m, 32)));
+  const __m512i all = _mm512_or_si512(even, _mm512_slli_epi64(odd, 32));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm512_cvtepi32_epi8(all));
+}
+
+inline void keep_larger(const int32_t* acc, int block, int32_t* sum, int32_t* chosen) {
+  const __m512i sums = _mm512_load_si512(acc);
+  const __mmask16 larger = _mm512_cmpgt_epi32_mask(sums, _mm512_load_si512(sum));
+  _mm512_mask_store_epi32(sum, larger, sums);
+  _mm512_mask_store_epi32(chosen, larger, _mm512_set1_epi32(block));
+}
+
+inline int best_output(const int32_t* sum, const int32_t* block) {
+  const __m512i sums = _mm512_load_si512(sum);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i outputs = _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(block), 4), lanes);
+  const __m512i largest = _mm512_set1_epi32(_mm512_reduce_max_epi32(sums));
+  return _mm512_mask_reduce_min_epi32(_mm512_cmpeq_epi32_mask(sums, largest), outputs);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The exact integer layers, included by one translation unit for each instruction set, which may
-// define VQCODEC_DOT_U8S8 for its dot product.
+// define VQCODEC_DOT_U8S8 for its dot product and VQCODEC_LAYER_RESULTS for what becomes of the sums.
 #include <cstring>
 
 #include "kernels.h"
@@ -14,40 +14,75 @@ inline uint8_t requantised(int32_t acc, int32_t multiplier, int shift) {
 }
 
 #ifndef VQCODEC_DOT_U8S8
-// One row x 16 outputs: acc[o] += sum over 4 inputs, for all quads.
-inline void dot_block(const uint8_t* x, int quads, const int8_t* packed, int32_t* acc) {
-  for (int q = 0; q < quads; ++q) {
-    const int8_t* w = packed + q * 64;
-    const int32_t x0 = x[4 * q], x1 = x[4 * q + 1], x2 = x[4 * q + 2], x3 = x[4 * q + 3];
-    for (int o = 0; o < 16; ++o)
-      acc[o] += x0 * w[4 * o] + x1 * w[4 * o + 1] + x2 * w[4 * o + 2] + x3 * w[4 * o + 3];
+// kLayerRows rows x 16 outputs: acc[r][o] += sum over 4 inputs, for all quads.
+inline void dot_rows(const uint8_t* const* x, int quads, const int8_t* packed, int32_t (*acc)[16]) {
+  for (int r = 0; r < kLayerRows; ++r) {
+    for (int q = 0; q < quads; ++q) {
+      const int8_t* w = packed + q * 64;
+      const uint8_t* v = x[r] + 4 * q;
+      const int32_t x0 = v[0], x1 = v[1], x2 = v[2], x3 = v[3];
+      for (int o = 0; o < 16; ++o)
+        acc[r][o] += x0 * w[4 * o] + x1 * w[4 * o + 1] + x2 * w[4 * o + 2] + x3 * w[4 * o + 3];
+    }
   }
 }
 #endif
 
-// Rows are padded with zeros to a multiple of 4 inputs, so that blocks need no tail.
+// Sums of kLayerRows rows and 16 outputs at a time, block by block inside the rows: store(row, number
+// of rows, block, sums). Rows are padded with zeros to a multiple of 4 inputs, so that blocks need no
+// tail; the rows that are missing from the last ones repeat it.
 template <typename Store>
 void for_each_block(const uint8_t* x, int64_t x_stride, int64_t n, int inputs,
                     const int8_t* packed, int outputs, const int32_t* bias, Store store) {
   const int quads = padded_inputs(inputs) / 4;
   const int blocks = padded_outputs(outputs) / 16;
-  alignas(64) uint8_t row[kMaxInputs];
-  for (int64_t r = 0; r < n; ++r) {
-    const uint8_t* xr = x + r * x_stride;
-    if (inputs % 4 != 0) {
-      std::memcpy(row, xr, inputs);
-      std::memset(row + inputs, 0, 4 * quads - inputs);
-      xr = row;
+  alignas(64) uint8_t padded[kLayerRows][kMaxInputs];
+  for (int64_t row = 0; row < n; row += kLayerRows) {
+    const int rows = static_cast<int>(n - row < kLayerRows ? n - row : kLayerRows);
+    const uint8_t* at[kLayerRows];
+    for (int r = 0; r < kLayerRows; ++r) {
+      at[r] = x + (row + (r < rows ? r : rows - 1)) * x_stride;
+      if (inputs % 4 != 0) {
+        std::memcpy(padded[r], at[r], inputs);
+        std::memset(padded[r] + inputs, 0, 4 * quads - inputs);
+        at[r] = padded[r];
+      }
     }
     for (int block = 0; block < blocks; ++block) {
-      const int count = outputs - 16 * block < 16 ? outputs - 16 * block : 16;
-      alignas(64) int32_t acc[16] = {};
-      std::memcpy(acc, bias + 16 * block, 4 * count);
-      dot_block(xr, quads, packed + static_cast<int64_t>(block) * quads * 64, acc);
-      store(r, 16 * block, count, acc);
+      alignas(64) int32_t acc[kLayerRows][16];
+      for (int r = 0; r < kLayerRows; ++r) std::memcpy(acc[r], bias + 16 * block, sizeof(acc[r]));
+      dot_rows(at, quads, packed + static_cast<int64_t>(block) * quads * 64, acc);
+      store(row, rows, block, acc);
     }
   }
 }
+
+#ifndef VQCODEC_LAYER_RESULTS
+inline void requantise_block(const int32_t* acc, const int32_t* multiplier, int shift, uint8_t* y) {
+  for (int o = 0; o < 16; ++o) y[o] = requantised(acc[o], multiplier[o], shift);
+}
+
+// Takes the sums of a block, and its number, in the lanes where they are larger than those so far.
+inline void keep_larger(const int32_t* acc, int block, int32_t* sum, int32_t* chosen) {
+  for (int o = 0; o < 16; ++o) {
+    const bool larger = acc[o] > sum[o];
+    sum[o] = larger ? acc[o] : sum[o];
+    chosen[o] = larger ? block : chosen[o];
+  }
+}
+
+// The lowest of the outputs 16 block + lane that have the largest sum.
+inline int best_output(const int32_t* sum, const int32_t* block) {
+  int32_t largest = sum[0];
+  for (int o = 1; o < 16; ++o) largest = sum[o] > largest ? sum[o] : largest;
+  int32_t lowest = INT32_MAX;
+  for (int o = 0; o < 16; ++o) {
+    const int32_t output = sum[o] == largest ? 16 * block[o] + o : INT32_MAX;
+    lowest = output < lowest ? output : lowest;
+  }
+  return lowest;
+}
+#endif
 
 void linear(const uint8_t* x, int64_t x_stride, int64_t n, int inputs, const int8_t* packed,
             int outputs, const int32_t* bias, const Requantise& requantise, uint8_t* y,
@@ -55,23 +90,39 @@ void linear(const uint8_t* x, int64_t x_stride, int64_t n, int inputs, const int
   const int32_t* multiplier = requantise.multiplier;
   const int shift = requantise.shift;
   for_each_block(x, x_stride, n, inputs, packed, outputs, bias,
-                 [=](int64_t r, int first, int count, const int32_t* acc) {
-                   for (int o = 0; o < count; ++o)
-                     y[r * y_stride + first + o] =
-                         requantised(acc[o], multiplier[first + o], shift);
+                 [=](int64_t row, int rows, int block, const int32_t (*acc)[16]) {
+                   const int first = 16 * block;
+                   const int count = outputs - first < 16 ? outputs - first : 16;
+                   for (int r = 0; r < rows; ++r) {
+                     uint8_t bytes[16];
+                     requantise_block(acc[r], multiplier + first, shift, bytes);
+                     std::memcpy(y + (row + r) * y_stride + first, bytes, count);
+                   }
                  });
 }
 
+// The best sums of each of 16 lanes and their blocks.
+struct Best {
+  alignas(64) int32_t sum[kLayerRows][16];
+  alignas(64) int32_t block[kLayerRows][16];
+};
+
 void argmax(const uint8_t* x, int64_t x_stride, int64_t n, int inputs, const int8_t* packed,
             int outputs, const int32_t* bias, uint8_t* y, int64_t y_stride) {
-  int32_t best = 0;
+  const int last = padded_outputs(outputs) / 16 - 1;
+  Best best;
   for_each_block(x, x_stride, n, inputs, packed, outputs, bias,
-                 [=](int64_t r, int first, int count, const int32_t* acc) mutable {
-                   for (int o = 0; o < count; ++o) {
-                     if ((first == 0 && o == 0) || acc[o] > best) {
-                       best = acc[o];
-                       y[r * y_stride] = static_cast<uint8_t>(first + o);
+                 [=, &best](int64_t row, int rows, int block, const int32_t (*acc)[16]) {
+                   for (int r = 0; r < rows; ++r) {
+                     if (block == 0) {
+                       std::memcpy(best.sum[r], acc[r], sizeof(best.sum[r]));
+                       std::memset(best.block[r], 0, sizeof(best.block[r]));
+                     } else {
+                       keep_larger(acc[r], block, best.sum[r], best.block[r]);
                      }
+                     if (block == last)
+                       y[(row + r) * y_stride] =
+                           static_cast<uint8_t>(best_output(best.sum[r], best.block[r]));
                    }
                  });
 }

@@ -14,6 +14,11 @@ struct Requantise {
   int shift;                  // 1..62
 };
 
+// Rows that the layers work on together.
+constexpr int kLayerRows = 8;
+
+// Biases and multipliers are padded to a multiple of 16 outputs (padded_outputs); what is added to
+// weights is zero, so a bias of INT32_MIN keeps such an output from being an argmax.
 struct LayerKernels {
   // y[n][o] = requantise(bias[o] + sum_i x[n][i] * weight[o][i]), 0 <= x <= 255, |weight| <= 127.
   // Rows of x and y are x_stride and y_stride bytes apart; packed: weight packed by pack_weight.

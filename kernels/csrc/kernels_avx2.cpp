@@ -3,6 +3,7 @@
 #define VQCODEC_DOT_U8S8 1
 #include <immintrin.h>
 
+#include "kernels.h"
 #include "lanes_impl.h"
 
 namespace vqcodec {
@@ -23,24 +24,35 @@ inline unsigned lanes_at_most(Vec8 values, float limit) {
   return _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(limit), _CMP_LE_OQ));
 }
 
-inline void dot_block(const uint8_t* x, int quads, const int8_t* packed, int32_t* acc) {
-  // Each 64-byte quad holds 16 outputs x 4 inputs; 16 bytes of it are 4 outputs.
-  __m256i sums[4];
-  for (int part = 0; part < 4; ++part) sums[part] = _mm256_setzero_si256();
-  for (int q = 0; q < quads; ++q) {
-    int32_t bytes;
-    std::memcpy(&bytes, x + 4 * q, 4);
-    const __m256i xs = _mm256_cvtepu8_epi16(_mm_set1_epi32(bytes));
-    for (int part = 0; part < 4; ++part) {
-      const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(
-          reinterpret_cast<const __m128i*>(packed + q * 64 + part * 16)));
-      sums[part] = _mm256_add_epi32(sums[part], _mm256_madd_epi16(xs, w));
+inline void dot_rows(const uint8_t* const* x, int quads, const int8_t* packed, int32_t (*acc)[16]) {
+  // Each 64-byte quad holds 16 outputs x 4 inputs; 16 bytes of it are 4 outputs. Two rows share what
+  // becomes of the weights.
+  static_assert(kLayerRows % 2 == 0);
+  for (int r = 0; r < kLayerRows; r += 2) {
+    __m256i sums[2][4];
+    for (int row = 0; row < 2; ++row)
+      for (int part = 0; part < 4; ++part) sums[row][part] = _mm256_setzero_si256();
+    for (int q = 0; q < quads; ++q) {
+      __m256i xs[2];
+      for (int row = 0; row < 2; ++row) {
+        int32_t bytes;
+        std::memcpy(&bytes, x[r + row] + 4 * q, 4);
+        xs[row] = _mm256_cvtepu8_epi16(_mm_set1_epi32(bytes));
+      }
+      for (int part = 0; part < 4; ++part) {
+        const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(
+            reinterpret_cast<const __m128i*>(packed + q * 64 + part * 16)));
+        for (int row = 0; row < 2; ++row)
+          sums[row][part] = _mm256_add_epi32(sums[row][part], _mm256_madd_epi16(xs[row], w));
+      }
     }
-  }
-  for (int part = 0; part < 4; ++part) {
-    alignas(32) int32_t pairs[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), sums[part]);
-    for (int o = 0; o < 4; ++o) acc[part * 4 + o] += pairs[2 * o] + pairs[2 * o + 1];
+    for (int row = 0; row < 2; ++row) {
+      for (int part = 0; part < 4; ++part) {
+        alignas(32) int32_t pairs[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), sums[row][part]);
+        for (int o = 0; o < 4; ++o) acc[r + row][part * 4 + o] += pairs[2 * o] + pairs[2 * o + 1];
+      }
+    }
   }
 }
 

@@ -157,6 +157,22 @@ std::vector<int8_t> pack_groups(const int8_t* weight, int64_t groups, int output
   return packed;
 }
 
+// Rows of values, one a group, each padded to whole blocks of outputs.
+std::vector<int32_t> pad_groups(const int32_t* values, int64_t groups, int outputs, int32_t padding) {
+  const int64_t size = vqcodec::padded_outputs(outputs);
+  std::vector<int32_t> padded(groups * size, padding);
+  for (int64_t g = 0; g < groups; ++g)
+    std::copy_n(values + g * outputs, outputs, padded.data() + g * size);
+  return padded;
+}
+
+// body(first, count) for rows [begin, end), a few at a time: those of all groups stay in the cache.
+template <typename Body>
+void for_each_slab(int64_t begin, int64_t end, Body body) {
+  constexpr int64_t kSlab = 64;
+  for (int64_t first = begin; first < end; first += kSlab) body(first, std::min(kSlab, end - first));
+}
+
 void check_linear(const In<uint8_t, 3>& x, const In<int8_t, 3>& weight, const In<int32_t, 2>& bias) {
   require(weight.shape(0) == x.shape(1) && weight.shape(2) == x.shape(2), "weight does not match x");
   require(bias.shape(0) == weight.shape(0) && bias.shape(1) == weight.shape(1), "bias does not match weight");
@@ -180,13 +196,17 @@ void integer_linear(In<uint8_t, 3> x, In<int8_t, 3> weight, In<int32_t, 2> bias,
   uint8_t* ys = y.data();
   nb::gil_scoped_release release;
   const auto packed = pack_groups(ws, groups, outputs, inputs);
+  const int64_t padded = vqcodec::padded_outputs(outputs);
+  const auto biases = pad_groups(bs, groups, outputs, 0), multipliers = pad_groups(ms, groups, outputs, 0);
   const int64_t size = packed.size() / std::max<int64_t>(1, groups);
   vqcodec::parallel_for_in_torch(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
-    for (int64_t g = 0; g < groups; ++g)
-      kernels->layers.linear(xs + (begin * groups + g) * inputs, groups * inputs, end - begin, inputs,
-                      packed.data() + g * size, outputs, bs + g * outputs,
-                      vqcodec::Requantise{ms + g * outputs, shift},
-                      ys + (begin * groups + g) * outputs, groups * outputs);
+    for_each_slab(begin, end, [&](int64_t first, int64_t rows) {
+      for (int64_t g = 0; g < groups; ++g)
+        kernels->layers.linear(xs + (first * groups + g) * inputs, groups * inputs, rows, inputs,
+                               packed.data() + g * size, outputs, biases.data() + g * padded,
+                               vqcodec::Requantise{multipliers.data() + g * padded, shift},
+                               ys + (first * groups + g) * outputs, groups * outputs);
+    });
   });
 }
 
@@ -204,12 +224,16 @@ void integer_argmax(In<uint8_t, 3> x, In<int8_t, 3> weight, In<int32_t, 2> bias,
   uint8_t* ys = y.data();
   nb::gil_scoped_release release;
   const auto packed = pack_groups(ws, groups, outputs, inputs);
+  const int64_t padded = vqcodec::padded_outputs(outputs);
+  const auto biases = pad_groups(bs, groups, outputs, INT32_MIN);
   const int64_t size = packed.size() / std::max<int64_t>(1, groups);
   vqcodec::parallel_for_in_torch(n, 1 + (1 << 20) / (1 + groups * size), threads, [&](int64_t begin, int64_t end) {
-    for (int64_t g = 0; g < groups; ++g)
-      kernels->layers.argmax(xs + (begin * groups + g) * inputs, groups * inputs, end - begin, inputs,
-                      packed.data() + g * size, outputs, bs + g * outputs, ys + begin * groups + g,
-                      groups);
+    for_each_slab(begin, end, [&](int64_t first, int64_t rows) {
+      for (int64_t g = 0; g < groups; ++g)
+        kernels->layers.argmax(xs + (first * groups + g) * inputs, groups * inputs, rows, inputs,
+                               packed.data() + g * size, outputs, biases.data() + g * padded,
+                               ys + first * groups + g, groups);
+    });
   });
 }
 
