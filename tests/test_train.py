@@ -18,6 +18,7 @@ from vqcodec.search import search_symbols
 from vqcodec.train import train_model
 from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint
 from vqcodec.train.photos import load_photos
+from vqcodec.train.prior import PriorTrainer, StageNet, symbol_energies
 from vqcodec.train.run import _cache_indices, _measure_bits, _resumed
 from vqcodec.train.settings import tiny_config
 from vqcodec.train.synthesis import SynthesisTrainer
@@ -151,6 +152,69 @@ def test_a_model_can_be_the_start(tiny_model: Path, pictures: Path, tmp_path: Pa
     before, after = load_model(tiny_model), load_model(out)
     assert before.code_id == after.code_id
     assert not torch.equal(before.synthesis.leave.weight, after.synthesis.leave.weight)
+
+
+def test_a_twin_begins_where_an_integer_prior_is(tiny_model: Path) -> None:
+    model = load_model(tiny_model)
+    prior = model.bottleneck.prior
+    norms = symbol_energies(model.quantizer)
+    for stage in range(model.config.quantizer.stages):
+        net = StageNet(model.config.prior, model.config.quantizer, stage, norms)
+        net.load_integers(prior)
+        for name, array in net.export().items():
+            before = prior.tensors[name]
+            if name.endswith(".tables"):
+                # Of what has next to no probability, frequencies in 24 bits tell less than the lengths.
+                likely = before < 150
+                assert likely.any() and np.abs(array.astype(int) - before)[likely].max() <= 1
+            else:
+                np.testing.assert_array_equal(array, before, name)
+
+
+def test_a_prior_goes_on_from_what_it_has_learnt(tiny_model: Path, pictures: Path) -> None:
+    run, _ = _resumed(load_checkpoint(checkpoint_path(tiny_model)), tiny_model, "cpu")
+    photos = _cache_indices(run, load_photos(pictures), False, np.random.default_rng(1), copies=1)
+    first = PriorTrainer(run.config, run.quantizer, photos, seed=1)
+    for step in range(80):
+        first.step(step / 80)
+    start = first.export()
+    spent = []
+    for known in (None, start):
+        trainer = PriorTrainer(run.config, run.quantizer, photos, seed=2, start=known)
+        spent.append(np.sum([trainer.step(1.0) for _ in range(8)]))
+    assert spent[1] < 0.97 * spent[0]
+
+
+def test_an_interrupted_run_from_a_model_resumes_to_the_same_file(
+    pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqcodec.train import run as module
+
+    original, calls = module.PriorTrainer.step, 0
+
+    def stop_at_the_second(self, progress):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return original(self, progress)
+
+    options: dict[str, Any] = {"data": pictures, "steps": 4, "preset": "tiny", "seed": 5}
+    start = {"init": str(tiny_model), "phases": ("joint", "prior")}
+    # A model is named after its file.
+    out, other = tmp_path / "more.safetensors", tmp_path / "straight"
+    other.mkdir()
+    straight = train_model(out=other / out.name, **options, **start)
+    fresh = train_model(out=tmp_path / "fresh.safetensors", **options)
+    monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(module.PriorTrainer, "step", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(out=out, **options, **start)
+    assert load_checkpoint(checkpoint_path(out))["learnt"] is not None
+    assert load_checkpoint(checkpoint_path(fresh))["learnt"] is None
+    monkeypatch.setattr(module.PriorTrainer, "step", original)
+    train_model(out=out, **options, resume=True)
+    assert out.read_bytes() == straight.read_bytes()
 
 
 def test_a_run_does_not_replace_a_model(pictures: Path, tiny_model: Path) -> None:

@@ -64,6 +64,7 @@ from vqcodec.train.prior import (
     count_tables,
     encode_conditional,
     encode_static,
+    is_conditional,
     static_prior,
     vector_symbols,
 )
@@ -109,6 +110,8 @@ class _Run:
     done: list[str]
     notes: dict[str, Any]
     posterior: CategoricalPosterior | None = None
+    # The prior that the run began with, if it had learnt to choose.
+    learnt: IntegerPrior | None = None
 
     @property
     def bottleneck(self) -> VectorBottleneck | UniformBottleneck:
@@ -145,7 +148,8 @@ class _Run:
             "quantizer": _quantizer_state(self.quantizer),
             "posterior": None if self.posterior is None else self.posterior.state_dict(),
             "bits": self.bits,
-            "prior": {k: torch.from_numpy(v) for k, v in self.prior.tensors.items()},
+            "prior": _prior_state(self.prior),
+            "learnt": None if self.learnt is None else _prior_state(self.learnt),
             "points": [list(point) for point in self.points],
             "phases": list(self.phases),
             "done": list(self.done),
@@ -402,6 +406,7 @@ def _from_model(
         done=[],
         notes={"pictures": len(photos.train), "init": f"{model.code_id:08x}"},
         posterior=model.posterior,
+        learnt=model.prior if is_conditional(model.prior) else None,
     )
 
 
@@ -429,6 +434,8 @@ def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[
         analysis.load_state_dict(state["analysis"])
         synthesis.load_state_dict(state["synthesis"])
         prior = static_prior(config.prior, config.quantizer, state["bits"])
+        # Checkpoints of before twins went on have none.
+        learnt = state.get("learnt")
         run = _Run(
             config=config,
             seed=int(state["seed"]),
@@ -444,11 +451,16 @@ def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[
             done=list(state["done"]),
             notes=json.loads(state["notes"]),
             posterior=_posterior_from_state(config.quantizer, state["posterior"]),
+            learnt=learnt and prior.replace({k: v.numpy() for k, v in learnt.items()}),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"the checkpoint does not fit this version ({error})") from error
     inner = {"phase": state["phase"], **state["inner"]} if state["phase"] else None
     return run, inner
+
+
+def _prior_state(prior: IntegerPrior) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in prior.tensors.items()}
 
 
 def _quantizer_state(quantizer: ResidualQuantizer | UniformQuantizer) -> list[Any]:
@@ -618,12 +630,14 @@ def _train_prior(
     seconds: float | None,
     inner: dict[str, Any] | None,
 ) -> None:
-    """Two rounds: on indices chosen by static code lengths, then on those that the encoder chooses
-    once it pays what the first round's prior charges."""
+    """Two rounds: on indices chosen by static code lengths, if the run's prior has no others, then on
+    those that the encoder chooses once it pays what the first round's prior charges. What the start's
+    prior has learnt is gone on from."""
     run.analysis.cpu()
     trainer: PriorTrainer | None = None
     # How long photos are searched whenever they are coded anew.
     patience = None if seconds is None else seconds / (4 * PRIOR_ROUNDS)
+    conditional = is_conditional(run.prior)
     for number in range(PRIOR_ROUNDS):
         if inner is not None and number < inner["round"]:
             continue
@@ -633,13 +647,14 @@ def _train_prior(
         cached = _cache_indices(
             run,
             photos,
-            number > 0,
+            conditional or number > 0,
             random,
-            copies=1 if number else _COPIES,
+            copies=1 if conditional or number else _COPIES,
             seconds=patience,
         )
         if trainer is None:
-            trainer = PriorTrainer(run.config, run.quantizer, cached, seed=run.seed + 3)
+            start = None if run.learnt is None else count_tables(run.learnt, cached)
+            trainer = PriorTrainer(run.config, run.quantizer, cached, seed=run.seed + 3, start=start)
         if inner is not None:
             trainer.load_state(inner["trainer"])
         trainer.begin_round(number, cached)
