@@ -51,7 +51,7 @@ class CurveError(ValueError):
 class Curve:
     """Points of a rate-distortion curve in the order of the quality setting.
 
-    bpp: bits per pixel; decibels: PSNR, or MS-SSIM as `ms_ssim_decibels` spreads it. Both have one
+    bpp: bits per pixel; decibels: PSNR, or MS-SSIM as `vqcodec.similarity` spreads it. Both have one
     value a point. measure: what the decibels are, for messages.
     """
 
@@ -72,11 +72,6 @@ def curve_of_means(bpp: ArrayLike, psnr: ArrayLike) -> Curve:
     if rates.ndim != 2 or rates.shape != decibels.shape or rates.size == 0:
         raise ValueError(f"expected two (settings, pictures), got {rates.shape}, {decibels.shape}")
     return Curve(tuple(rates.mean(axis=1).tolist()), tuple(decibels.mean(axis=1).tolist()))
-
-
-def ms_ssim_decibels(value: float) -> float:
-    """-10 log10(1 - value), which spreads out the values near 1; infinite from 1 on."""
-    return -10 * math.log10(1 - value) if value < 1 else math.inf
 
 
 def _pchip(x: ArrayLike, y: ArrayLike) -> Any:

@@ -39,7 +39,7 @@ from PIL import Image, ImageOps, features
 # Run as a script: the root comes last, so that an installed vqcodec is the one that is measured.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from bench.metrics import Curve, curve_of_means, ms_ssim_decibels, record, write_json
+from bench.metrics import Curve, curve_of_means, record, write_json
 from bench.rd_checks import (
     BD_HIGH,
     BD_LOW,
@@ -62,7 +62,7 @@ from bench.rd_checks import (
     range_text,
 )
 from vqcodec.effort import DEFAULT_EFFORT, EFFORTS
-from vqcodec.similarity import MS_SSIM_SIDE, ms_ssim_rgb, psnr_rgb
+from vqcodec.similarity import MS_SSIM_SIDE, ms_ssim_decibels, ms_ssim_rgb, psnr_rgb
 
 if TYPE_CHECKING:
     from vqcodec.codec import Codec

@@ -130,13 +130,6 @@ def test_points_between_stay_between_and_ends_are_hit() -> None:
             metrics.bpp_at(CURVE, psnr)
 
 
-@pytest.mark.parametrize(
-    ("value", "decibels"), [(0.0, 0.0), (0.9, 10.0), (0.99, 20.0), (1.0, math.inf), (1.0000001, math.inf)]
-)
-def test_ms_ssim_decibels(value: float, decibels: float) -> None:
-    assert metrics.ms_ssim_decibels(value) == pytest.approx(decibels)
-
-
 def test_a_curve_is_named_by_its_measure() -> None:
     falling = Curve((0.1, 0.2), (12.0, 11.0), "MS-SSIM")
     with pytest.raises(CurveError, match=r"MS-SSIM goes from 12\.0000 to 11\.0000"):

@@ -8,6 +8,7 @@ import torch
 from scipy.linalg import subspace_angles
 
 from vqcodec.posterior import CategoricalPosterior
+from vqcodec.precision import fast_precision
 from vqcodec.quantizer import QuantizerConfig, ResidualQuantizer, to_latent
 from vqcodec.train.objectives import (
     AutoencoderObjective,
@@ -19,7 +20,6 @@ from vqcodec.train.objectives import (
 )
 from vqcodec.train.settings import ObjectiveConfig
 from vqcodec.train.start import principal_components
-from vqcodec.train.synthesis import short_floats
 from vqcodec.transform import PIXEL_MEAN, Analysis, Synthesis, TransformConfig
 from vqcodec_kernels import gaussian_sample
 
@@ -179,7 +179,7 @@ def test_a_vqvae_pays_for_distance(rule: str, analysis: Analysis, pixels: torch.
     with torch.autocast("cpu", enabled=False), torch.no_grad():
         relaxed = objective(analysis, pixels, np.random.default_rng(seed), 0.0)
     decoded = relaxed.latent.permute(0, 2, 3, 1).reshape(-1, 12)
-    with short_floats(pixels.device), torch.no_grad():
+    with fast_precision(pixels.device), torch.no_grad():
         latent = analysis(pixels).permute(0, 2, 3, 1).reshape(-1, 12)
     wanted = 0.3 * (latent - decoded).square().sum()
     if rule == "gradient":
@@ -202,7 +202,7 @@ def test_a_dvae_pays_its_divergence_for_what_it_codes(analysis: Analysis, pixels
         penalties = [
             objective(analysis, pixels, np.random.default_rng(s), 0.0).penalty for s in (whole, part)
         ]
-        with short_floats(pixels.device):
+        with fast_precision(pixels.device):
             latent = analysis(pixels).permute(0, 2, 3, 1).reshape(-1, 12)
         divergence = posterior.divergence(posterior.logits(latent / analysis.scale)).sum()
     wanted = 0.7 * divergence / pixels.numel()

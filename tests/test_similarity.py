@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic import synthetic_picture
 
-from vqcodec.similarity import ms_ssim_rgb, psnr_rgb
+from vqcodec.similarity import ms_ssim_decibels, ms_ssim_rgb, psnr_rgb
 
 
 def grey(value: int, *, height: int = 4, width: int = 6) -> np.ndarray:
@@ -63,3 +63,10 @@ def test_ms_ssim_falls_with_noise_and_needs_161_pixels() -> None:
     assert 1 >= values[0] > values[1] > values[2] > 0
     assert ms_ssim_rgb(pixels[:160], pixels[:160]) is None
     assert ms_ssim_rgb(pixels[:, :160], pixels[:, :160]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "decibels"), [(0.0, 0.0), (0.9, 10.0), (0.99, 20.0), (1.0, math.inf), (1.0000001, math.inf)]
+)
+def test_ms_ssim_decibels(value: float, decibels: float) -> None:
+    assert ms_ssim_decibels(value) == pytest.approx(decibels)

@@ -253,7 +253,6 @@ class Codec:
                 torch.cat([_positions(latent) for latent in latents]), self.analysis.scale.cpu()
             )
         assert isinstance(self.model.quantizer, ResidualQuantizer)
-        vectors = torch.cat([_positions(latent) for latent in latents])
         posterior = self.model.posterior
         if posterior is None:
             by_picture = [
@@ -262,6 +261,7 @@ class Codec:
             ]
             indices = [torch.cat(stage, 1) for stage in zip(*by_picture, strict=True)]
             return codebook_health(indices, self.model.config.quantizer.codewords, mode=mode)
+        vectors = torch.cat([_positions(latent) for latent in latents])
         return codebook_health(
             posterior.most_likely(vectors / self.analysis.scale.cpu()),
             self.model.config.quantizer.codewords,

@@ -4,7 +4,8 @@ Purpose: encoding must give the same bytes, and decoding at full precision the s
 `torch.autocast`, with TF32 or bfloat16 allowed for float32 and with whatever cuDNN finds fastest. And
 where bfloat16 is fast, decoding uses it unless told not to, and the encoder's search does.
 
-Layout: whether a device is fast in bfloat16; the two arithmetics as contexts.
+Layout: whether a device is fast in bfloat16; the arithmetics as contexts: two for encoding and decoding,
+one for training.
 
 Invariants: what was set before is set again afterwards. Settings that exist once a process are changed
 by the first of several threads and restored by the last, and only where they are loose; meanwhile other
@@ -48,6 +49,11 @@ def short_precision(device: torch.device) -> Iterator[None]:
     """bfloat16 where autocast finds it harmless, `full_precision` elsewhere."""
     with full_precision(device), torch.autocast(device.type, dtype=torch.bfloat16):
         yield
+
+
+def fast_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where that is fast, and whatever is set elsewhere: for training."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device))
 
 
 @contextmanager

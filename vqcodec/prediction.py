@@ -60,8 +60,7 @@ class Predictor:
         for shape, weight in zip(weight_shapes(self.channels), self.weights, strict=True):
             if weight.shape != shape or weight.dtype != np.int16:
                 raise ValueError(f"expected int16 weights {shape}, got {weight.dtype} {weight.shape}")
-        edges = np.cumsum([0, *self.channels]).tolist()
-        self.blocks = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        self.blocks = block_channels(self.channels)
         self._maps = [torch.from_numpy(weight.astype(np.float64)) for weight in self.weights]
 
     def predict(self, block: int, kind: int, decoded: Tensor, at: Neighbours) -> Tensor:
@@ -99,6 +98,12 @@ class Predictor:
                 if len(at.here):
                     predicted = self.predict(block, kind, decoded, at)
                     decoded[:, at.here, self.blocks[block]] = add(block, kind, at, predicted)
+
+
+def block_channels(channels: Sequence[int]) -> list[slice]:
+    """The channels of the latent that each block covers."""
+    edges = np.cumsum([0, *channels]).tolist()
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def weight_shapes(channels: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -32,7 +32,7 @@ from vqcodec.comparison import (
     Figures,
     ModelResult,
 )
-from vqcodec.similarity import MS_SSIM_SIDE
+from vqcodec.similarity import MS_SSIM_SIDE, ms_ssim_decibels
 
 # Every row that there can be; a row's place here is that of its colour and of its marker.
 _LABELS = (*MODES, DEFAULT_LABEL)
@@ -278,10 +278,7 @@ def _plots(comparison: Comparison) -> str:
 
 
 def _ms_ssim_decibels(mean: Figures) -> float | None:
-    """-10 log10(1 - x), which spreads out the values near 1; None without one, infinite at 1."""
-    if mean.ms_ssim is None:
-        return None
-    return -10 * math.log10(1 - mean.ms_ssim) if mean.ms_ssim < 1 else math.inf
+    return None if mean.ms_ssim is None else ms_ssim_decibels(mean.ms_ssim)
 
 
 def _plot(results: Sequence[ModelResult], title: str, value: Callable[[Figures], float | None]) -> str:

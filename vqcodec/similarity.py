@@ -38,6 +38,11 @@ def ms_ssim_rgb(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
         return float(ms_ssim(*planes, data_range=255))
 
 
+def ms_ssim_decibels(value: float) -> float:
+    """-10 log10(1 - value), which spreads out the values near 1; infinite from 1 on."""
+    return -10 * math.log10(1 - value) if value < 1 else math.inf
+
+
 def _check(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> None:
     if a.dtype != np.uint8 or b.dtype != np.uint8:
         raise ValueError(f"expected uint8 pictures, got {a.dtype} and {b.dtype}")

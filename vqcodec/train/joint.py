@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vqcodec.precision import fast_precision
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.objectives import Objective, reconstruction_loss
 from vqcodec.train.photos import random_crops
 from vqcodec.train.schedule import channels_last, check_loss, follow_weights, learning_rate
 from vqcodec.train.settings import TrainConfig
-from vqcodec.train.synthesis import short_floats
 from vqcodec.transform import Analysis, Synthesis
 
 # The linear paths begin as principal components, with weights hundreds of times as small as those of
@@ -73,7 +73,7 @@ class JointTrainer:
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
         rates = torch.zeros(len(crops), dtype=torch.int64, device=self.device)
         relaxed = self.objective(self.analysis, crops, self.random, progress)
-        with short_floats(crops.device):
+        with fast_precision(crops.device):
             picture = self.synthesis(relaxed.latent, rates)
         loss = reconstruction_loss(config.objective, picture, crops) + relaxed.penalty
         check_loss(loss, self.steps_done)

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from vqcodec.bottleneck import count_nested
 from vqcodec.posterior import CategoricalPosterior
+from vqcodec.precision import fast_precision
 from vqcodec.quantizer import LEVELS, SCALE, QuantizerConfig, ResidualQuantizer
 from vqcodec.train.settings import ObjectiveConfig
-from vqcodec.train.synthesis import short_floats
 from vqcodec.transform import Analysis
 from vqcodec_kernels import codebook_stats, gaussian_sample, quantize
 
@@ -80,7 +80,7 @@ class AutoencoderObjective(Objective):
     def forward(
         self, analysis: Analysis, pixels: Tensor, random: np.random.Generator, progress: float
     ) -> Relaxed:
-        with short_floats(pixels.device):
+        with fast_precision(pixels.device):
             latent = analysis(pixels)
         return Relaxed(latent, latent.new_zeros(()))
 
@@ -91,7 +91,7 @@ class GaussianObjective(Objective):
     def forward(
         self, analysis: Analysis, pixels: Tensor, random: np.random.Generator, progress: float
     ) -> Relaxed:
-        with short_floats(pixels.device):
+        with fast_precision(pixels.device):
             mean, log_variance = analysis.posterior(pixels)
         drawn, divergence = gaussian_sample(
             mean, log_variance, seed=int(random.integers(2**63, dtype=np.uint64))
@@ -163,7 +163,7 @@ class NearestObjective(CodebookObjective):
     def forward(
         self, analysis: Analysis, pixels: Tensor, random: np.random.Generator, progress: float
     ) -> Relaxed:
-        with short_floats(pixels.device):
+        with fast_precision(pixels.device):
             latent = analysis(pixels)
         count, channels, height, width = latent.shape
         vectors = latent.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -238,7 +238,7 @@ class CategoricalObjective(CodebookObjective):
     def forward(
         self, analysis: Analysis, pixels: Tensor, random: np.random.Generator, progress: float
     ) -> Relaxed:
-        with short_floats(pixels.device):
+        with fast_precision(pixels.device):
             latent = analysis(pixels)
         count, channels, height, width = latent.shape
         vectors = latent.permute(0, 2, 3, 1).reshape(-1, channels) / self.scale

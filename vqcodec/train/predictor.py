@@ -17,6 +17,7 @@ from vqcodec.prediction import (
     SHIFT,
     Neighbours,
     Predictor,
+    block_channels,
     gather_inputs,
     neighbours,
     weight_shapes,
@@ -36,8 +37,7 @@ class NormalEquations:
         self.square = [torch.zeros(CLASSES, i, i, dtype=torch.float64) for _, i, _ in shapes]
         self.cross = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         self.count = torch.zeros(CLASSES, dtype=torch.float64)
-        edges = np.cumsum([0, *channels]).tolist()
-        self.blocks = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        self.blocks = block_channels(channels)
 
     def add(self, target: Tensor, decoded: Tensor, grid: tuple[int, int], *, decay: float = 1.0) -> None:
         """Takes latents float32 (N, P, C) of grids (height, width) and what is decoded of them, int32.

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqcodec.precision import has_fast_bfloat16
+from vqcodec.precision import fast_precision
 from vqcodec.quantizer import ResidualQuantizer, point_at
 from vqcodec.train.checkpoint import random_state, set_random_state
 from vqcodec.train.coding import code_latent, validate_transform
@@ -70,7 +70,7 @@ class SynthesisTrainer:
         with torch.no_grad():
             linear = self.synthesis.linear_picture(latent) + PIXEL_MEAN
             reference = (linear - crops).square().mean((1, 2, 3)) + ERROR_FLOOR
-        with short_floats(crops.device):
+        with fast_precision(crops.device):
             picture = self.synthesis(latent, buckets)
         loss = ((picture - crops).square().mean((1, 2, 3)) / reference).mean()
         check_loss(loss, self.steps_done)
@@ -111,8 +111,3 @@ class SynthesisTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         set_random_state(self.random, state["random"])
         self.steps_done = int(state["steps"])
-
-
-def short_floats(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where convolutions are fast in it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device))

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vqcodec.precision import fast_precision
 from vqcodec.prediction import Predictor
 from vqcodec.quantizer import SCALE, QuantizerConfig, ResidualQuantizer, point_at
 from vqcodec.train.checkpoint import random_state, set_random_state
@@ -26,7 +27,7 @@ from vqcodec.train.photos import random_crops
 from vqcodec.train.predictor import NormalEquations
 from vqcodec.train.schedule import channels_last, check_loss, follow_weights, learning_rate
 from vqcodec.train.settings import TrainConfig
-from vqcodec.train.synthesis import ERROR_FLOOR, short_floats
+from vqcodec.train.synthesis import ERROR_FLOOR
 from vqcodec.transform import Analysis, Synthesis
 from vqcodec_kernels import codebook_stats
 
@@ -146,12 +147,12 @@ class VectorTrainer:
         layout = self.quantizer.config
         places = (low + (high - low) * places) * layout.stages
         points = [point_at(layout, place) for place in places.tolist()]
-        with short_floats(crops.device):
+        with fast_precision(crops.device):
             latent = self.analysis(crops)
         latent = latent.float()
         coded = code_latent(self.quantizer, self.bits, latent, points)
         decoded = coded.latent.to(self.device)
-        with short_floats(crops.device):
+        with fast_precision(crops.device):
             picture = self.synthesis(latent + (decoded - latent).detach(), coded.buckets.to(self.device))
         error = (picture - crops).square().mean((1, 2, 3)) + ERROR_FLOOR
         prices = torch.tensor([point.price for point in points], device=self.device)
