@@ -390,12 +390,15 @@ class Codec:
         """The file of a picture's latent (C, h, w) at a point of the rate axis, and its symbols."""
         mode, bottleneck = self.model.config.mode, self.model.bottleneck
         height, width = picture.pixels.shape[:2]
+        pixel = height == width == 1 and mode == "vq"
         with torch.inference_mode(), full_precision(self.device):
             if mode == "vq" and effort > GREEDY_EFFORT:
                 assert isinstance(bottleneck, VectorBottleneck)
+                seen = self._pixels(picture)[0]
                 planes = search_symbols(
                     latent,
-                    self._pixels(picture)[0, :, :height, :width],
+                    # The error of a pixel by itself would not be worth the bits: it stands for its block.
+                    seen if pixel else seen[:, :height, :width],
                     point,
                     bottleneck,
                     self.synthesis,
@@ -416,7 +419,6 @@ class Codec:
         data = write_container(header, sections)
         # A single pixel in a saturated colour would take a few bytes more, for a refinement that
         # hardly shows: its last stages go.
-        pixel = height == width == 1 and mode == "vq"
         while pixel and len(data) > PIXEL_BYTES and len(sections) > 1:
             planes = planes[: sections.pop().stage]
             data = write_container(header, sections)
