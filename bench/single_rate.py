@@ -91,9 +91,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--qualities",
         type=lambda text: [int(part) for part in text.split(",")],
-        default=[20, 45, 70, 90],
+        default=[20, 45, 70, 89],
         metavar="Q,...",
-        help="default 20,45,70,90",
+        help="default 20,45,70,89",
     )
     parser.add_argument("--steps", type=int, default=1000, help="of each training (default 1000)")
     parser.add_argument("--crop", type=int, default=128, metavar="PIXELS", help="default 128")
