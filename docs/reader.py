@@ -107,8 +107,8 @@ def read_varint(data: bytes, offset: int) -> tuple[int, int]:
 
 MAGIC = b"\x8eVQC"
 HEADER = struct.Struct("<4sBBBBIIII")
-MODES = ("vq", "ae", "vae", "dvae", "vqvae")
-UNIFORM_MODES = ("ae", "vae")
+MODES = ("vq", "ae", "vae", "dvae", "vqvae", "dae", "wae", "hvae", "vqvae2", "fsq", "rvq")
+UNIFORM_MODES = ("ae", "vae", "dae", "wae", "hvae")
 BUCKETS = 100
 
 
@@ -303,7 +303,7 @@ class Model:
     """A model that passed every check.
 
     blocks: pairs (groups, dimension), in channel order; in a uniform mode one block of dimension 1.
-    predicted: channels of each predicted block.
+    predicted: channels of each predicted block. pooled: whether the first stage is.
     chunks: pairs (first group, group past the last).
     tensors: the normative ones, by the names of the document.
     """
@@ -312,6 +312,7 @@ class Model:
     code_id: int
     blocks: tuple[tuple[int, int], ...]
     predicted: tuple[int, ...]
+    pooled: bool
     codewords: int
     stages: int
     tables: int
@@ -402,6 +403,8 @@ def model_hash(model: Model) -> int:
         layout |= {"blocks": [list(block) for block in model.blocks], "stages": model.stages}
         if model.predicted:
             layout["predicted"] = list(model.predicted)
+        if model.pooled:
+            layout["pooled"] = True
     digest = hashlib.sha256(json.dumps(layout, sort_keys=True).encode("ascii"))
     for name in sorted(model.tensors):
         tensor = model.tensors[name]
@@ -749,10 +752,19 @@ def predict(q: Array, model: Model) -> None:
 def vector_latent(indices: Sequence[Array], model: Model) -> Array:
     """Prediction and codewords, int64 (C, rows, cols), in units of 1/4 grey level."""
     result = codewords_of(0, indices[0], model)
+    if model.pooled:
+        result = pooled(result)
     predict(result, model)
     for s, of_stage in enumerate(indices[1:], start=1):
         result += codewords_of(s, of_stage, model)
     return result
+
+
+def pooled(q: Array) -> Array:
+    """What q (C, rows, cols) has where row and column are even, at all positions of the 2x2."""
+    _, rows, cols = q.shape
+    upper = q[:, ::2, ::2]
+    return upper.repeat(2, axis=1).repeat(2, axis=2)[:, :rows, :cols]
 
 
 def codewords_of(stage: int, indices: Array, model: Model) -> Array:
@@ -767,7 +779,7 @@ def codewords_of(stage: int, indices: Array, model: Model) -> Array:
     return result
 
 
-# --- Modes 1 and 2: symbols and escapes -----------------------------------------------------------
+# --- The uniform modes: symbols and escapes -------------------------------------------------------
 
 ESCAPE = 255
 FIRST_ESCAPE = 128
@@ -817,7 +829,7 @@ def read_uniform_values(header: Header, payloads: dict[int, bytes], model: Model
     return values
 
 
-# --- Modes 1 and 2: latent ------------------------------------------------------------------------
+# --- The uniform modes: latent --------------------------------------------------------------------
 
 
 def uniform_latent(values: Array, rate: int, model: Model) -> Array:
@@ -888,8 +900,8 @@ def read_layout(metadata: dict[str, Any]) -> Model:
             raise ModelFileError(f"the model file has not {BUCKETS} buckets")
         blocks: tuple[tuple[int, int], ...] = ((count(quantizer, "channels"), 1),)
         codewords, stages = 256, 1
-        if "predicted" in quantizer:
-            raise ModelFileError("the model file has predicted blocks in a uniform mode")
+        if "predicted" in quantizer or "pooled" in quantizer:
+            raise ModelFileError("the model file has predicted blocks or pools in a uniform mode")
     else:
         pairs = listing(quantizer, "blocks")
         if not pairs or not all(
@@ -902,6 +914,8 @@ def read_layout(metadata: dict[str, Any]) -> Model:
             raise ModelFileError(f"the model file has {codewords} codewords")
         if not 1 <= stages <= MAX_STAGES:
             raise ModelFileError(f"the model file has {stages} stages")
+        if quantizer.get("pooled", False) is not (mode == "vqvae2"):
+            raise ModelFileError("a first stage is pooled in mode vqvae2 and in no other")
     prior = mapping(metadata, "prior")
     hidden = listing(prior, "hidden")
     if len(hidden) != 2 or not all(map(is_count, hidden)):
@@ -918,6 +932,7 @@ def read_layout(metadata: dict[str, Any]) -> Model:
         code_id=code_id,
         blocks=blocks,
         predicted=read_predicted(quantizer, mode, blocks, chunks),
+        pooled=mode == "vqvae2",
         codewords=codewords,
         stages=stages,
         tables=count(prior, "tables"),

@@ -30,11 +30,12 @@ def tiny_model(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def mode_models(pictures: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model of each mode after a few steps: vq.safetensors and so on."""
+    from vqcodec.model import MODES
     from vqcodec.train import train_model
 
     folder = tmp_path_factory.mktemp("modes")
     shutil.copy(tiny_model, folder / "vq.safetensors")
-    for mode in ("ae", "vae", "dvae", "vqvae"):
+    for mode in sorted(set(MODES) - {"vq"}):
         out = folder / f"{mode}.safetensors"
         train_model(data=pictures, out=out, steps=4, preset="tiny", seed=3, mode=mode)
     return folder

@@ -553,6 +553,8 @@ def _model_bases() -> Iterator[bytes]:
     yield make_model("dvae", blocks=blocks, codewords=9, prior=prior, seed=4, **networks).to_bytes()
     yield make_model("ae", blocks=((3, 1),), prior=prior, seed=5).to_bytes()
     yield make_model("vae", blocks=((3, 1),), prior=prior, seed=6, **networks).to_bytes()
+    yield make_model("hvae", blocks=((3, 1),), prior=prior, seed=7, **networks).to_bytes()
+    yield make_model("vqvae2", blocks=blocks, codewords=9, prior=prior, seed=8).to_bytes()
     yield from list_seeds("*.safetensors")
 
 

@@ -126,6 +126,11 @@ def list_coded(vector: Codec, uniform: Codec) -> Iterator[Case]:
     yield _coded(uniform, "ae-64x48-rgb-q100", "mode 1, escapes", extreme(48, 64), 100)
     yield _coded(uniform, "vae-64x48-rgb-q50", "mode 2", waves(6, 64, 48), 50, "vae")
     yield _coded(uniform, "vae-17x31-grey-q100", "mode 2, grey", extreme(31, 17)[..., 0], 100, "vae")
+    for mode in ("dae", "wae", "hvae"):
+        yield _coded(uniform, f"{mode}-31x17-rgb-q40", f"mode {MODES[mode]}", waves(9, 31, 17), 40, mode)
+    for mode in ("fsq", "rvq"):
+        coder = _in_mode(vector, mode)
+        yield _coded(coder, f"{mode}-31x17-rgb-q90", f"mode {MODES[mode]}", waves(9, 31, 17), 90)
 
 
 def _in_mode(codec: Codec, mode: str) -> Codec:
@@ -404,3 +409,23 @@ def list_predicted(codec: Codec) -> Iterator[Case]:
     header = _header(codec, 170, 104, 3, mode="vqvae")
     feature = "one position that is not zero, in mode 4: the model predicts, whatever the mode"
     yield _chosen(codec, "predicted-single", feature, header, [single])
+
+
+# --- files of a model that pools its first stage -------------------------------------------------
+
+
+def list_pooled_coded(codec: Codec) -> Iterator[Case]:
+    """Grids of even and of odd sides."""
+    red = np.array([[[200, 30, 40]]], np.uint8)
+    yield _coded(codec, "pooled-1x1-rgb-q100", "a pooled stage, one pixel", red, 100)
+    yield _coded(codec, "pooled-64x96-rgb-q100", "a pooled stage", synthetic_picture(5, 96, 64), 100)
+    yield _coded(codec, "pooled-75x110-grey-q60", "a pooled stage, odd sides", ramp(110, 75), 60)
+    yield _coded(codec, "pooled-97x61-rgb-q20", "a pooled stage alone", synthetic_picture(3, 61, 97), 20)
+
+
+def list_pooled(codec: Codec) -> Iterator[Case]:
+    """Indices that no encoder chooses: they change the contexts of others, and nothing of the latent."""
+    header = _header(codec, 80, 48, codec.model.bottleneck.buckets)
+    drawn = _draw_indices(codec, header, 2, seed=3)
+    feature = "indices of a pooled stage where no block begins: contexts, and nothing of the latent"
+    yield _chosen(codec, "pooled-stray-indices", feature, header, drawn)

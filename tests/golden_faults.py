@@ -144,10 +144,10 @@ def _list_header(fields: Fields, whole: bytes) -> Iterator[Fault]:
     yield from _each(
         "UnsupportedFeatureError",
         "mode",
-        ("mode-5", "mode 5", header(mode_byte=5)),
+        ("mode-11", "mode 11", header(mode_byte=11)),
         ("mode-15-grey", "mode 15, grey", header(mode_byte=0x1F)),
-        ("mode-first", "mode 6 and a width of 0", header(mode_byte=6, width=0)),
-        ("mode-before-sections", "mode 7 and no section of 3", header(mode_byte=7, count=3)),
+        ("mode-first", "mode 12 and a width of 0", header(mode_byte=12, width=0)),
+        ("mode-before-sections", "mode 13 and no section of 3", header(mode_byte=13, count=3)),
     )
     yield from _each(
         "CorruptError",

@@ -5,9 +5,9 @@ Purpose: what `make_golden.py` writes and `test_golden.py` holds against the pac
 Layout: the folder; one entry of the manifest for each file and each bad file; reading; coding of
 given symbols.
 
-    vector.safetensors, uniform.safetensors, predicted.safetensors   the models
+    vector.safetensors, uniform.safetensors, predicted.safetensors, pooled.safetensors   the models
     NAME.vqc, NAME.npz, NAME.png   a file, its symbols (stage0, stage1, ...) and its picture; where its
-                                   model predicts, the archive of symbols has the latent as well
+                                   model predicts or pools, the archive of symbols has the latent as well
     bad/NAME.vqc                   a file that a reader must refuse
     manifest.json                  {"models": [...], "files": [...], "bad": [...]}
 
@@ -34,7 +34,7 @@ from vqcodec.uniform import UniformBottleneck, level_of
 FOLDER = Path(__file__).with_name("golden")
 MANIFEST = "manifest.json"
 BAD = "bad"
-MODELS = ("vector", "uniform", "predicted")
+MODELS = ("vector", "uniform", "predicted", "pooled")
 
 
 @dataclass(frozen=True)

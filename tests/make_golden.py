@@ -33,6 +33,8 @@ import torch
 from golden_cases import (
     Case,
     list_coded,
+    list_pooled,
+    list_pooled_coded,
     list_predicted,
     list_predicted_coded,
     list_uniform,
@@ -62,7 +64,7 @@ from vqcodec.quantizer import QuantizerConfig
 from vqcodec.train import train_model
 from vqcodec.train.settings import PRESETS, TrainConfig, tiny_config
 
-_MODES = {"vector": "vq", "uniform": "ae", "predicted": "vq"}
+_MODES = {"vector": "vq", "uniform": "ae", "predicted": "vq", "pooled": "vqvae2"}
 _STEPS = 3000
 _SEED = 7
 
@@ -131,11 +133,27 @@ def predicted_config() -> TrainConfig:
     )
 
 
+def pooled_config() -> TrainConfig:
+    """Two stages, the first of them pooled, of groups of one, two and four channels; linear networks."""
+    predicted = predicted_config()
+    return dataclasses.replace(
+        predicted,
+        quantizer=dataclasses.replace(predicted.quantizer, predicted=()),
+        prior=dataclasses.replace(predicted.prior, chunks=(2,)),
+        crop=64,
+    )
+
+
 def train_models(pictures: Path, names: Sequence[str]) -> dict[str, bytes]:
     """The weights files of some of the models, by their names in `MODELS`."""
     # A sum in parts depends on their number.
     torch.set_num_threads(1)
-    configs = {"vector": vector_config, "uniform": uniform_config, "predicted": predicted_config}
+    configs = {
+        "vector": vector_config,
+        "uniform": uniform_config,
+        "predicted": predicted_config,
+        "pooled": pooled_config,
+    }
     trained = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -159,7 +177,7 @@ def train_models(pictures: Path, names: Sequence[str]) -> dict[str, bytes]:
 def make_files(codecs: dict[str, Codec], models: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """Every file of the folder, by its path in it, the manifest last. AssertionError for a file that
     does not decode, or is refused, as it should."""
-    vector, uniform, predicted = (codecs[name] for name in MODELS)
+    vector, uniform, predicted, pooled = (codecs[name] for name in MODELS)
     model_entries: list[ModelFile] = []
     entries: list[GoldenFile] = []
     bad_entries: list[BadFile] = []
@@ -168,7 +186,9 @@ def make_files(codecs: dict[str, Codec], models: dict[str, bytes]) -> Iterator[t
         model_entries.append(ModelFile(path, len(data), _sha256(data), code_id))
         yield path, data
     cases = (*list_coded(vector, uniform), *list_vector(vector), *list_uniform(uniform))
-    for case in (*cases, *list_predicted_coded(predicted), *list_predicted(predicted)):
+    cases += (*list_predicted_coded(predicted), *list_predicted(predicted))
+    cases += (*list_pooled_coded(pooled), *list_pooled(pooled))
+    for case in cases:
         entry = _describe(case, codecs[case.model])
         entries.append(entry)
         yield entry.file, case.data
@@ -234,7 +254,7 @@ def _pack_symbols(case: Case, codec: Codec) -> bytes:
     buffer = io.BytesIO()
     arrays = {f"stage{stage}": index for stage, index in enumerate(case.symbols)}
     quantizer = codec.model.config.quantizer
-    if isinstance(quantizer, QuantizerConfig) and quantizer.predicted:
+    if isinstance(quantizer, QuantizerConfig) and (quantizer.predicted or quantizer.pooled):
         # A picture would not show that a prediction was rounded otherwise.
         rate = read_header(case.data).rate
         arrays["latent"] = decode_latent(codec.model.bottleneck, case.symbols, rate)

@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqcodec.model import Model, ModelConfig
+from vqcodec.container import UNIFORM_MODES
+from vqcodec.hierarchy import ConditionalPrior
+from vqcodec.model import MODES, Model, ModelConfig
+from vqcodec.modes import POSTERIOR_MODES
 from vqcodec.posterior import CategoricalPosterior
 from vqcodec.prior import IntegerPrior, PriorConfig
 from vqcodec.quantizer import LEVELS, QuantizerConfig, RatePoint, ResidualQuantizer
@@ -44,12 +47,14 @@ def make_model(
     drawn at random; without it they are zero.
     """
     quantizer_config: QuantizerConfig | UniformConfig
-    if mode in ("ae", "vae"):
+    if MODES[mode] in UNIFORM_MODES:
         ((channels, _),) = blocks
         quantizer_config = UniformConfig(channels=channels)
     else:
         price = (100.0,) * stages
-        quantizer_config = QuantizerConfig(blocks, codewords, mu=price, first=price, last=price)
+        quantizer_config = QuantizerConfig(
+            blocks, codewords, mu=price, first=price, last=price, pooled=mode == "vqvae2"
+        )
     buckets = 100 if isinstance(quantizer_config, UniformConfig) else stages * LEVELS
     transform = TransformConfig(
         channels=quantizer_config.channels,
@@ -58,7 +63,8 @@ def make_model(
         synthesis_widths=(width,) * 3,
         synthesis_depths=(depth,) * 3,
         rates=buckets if rates else 0,
-        posterior=mode == "vae",
+        posterior=mode in POSTERIOR_MODES,
+        top=prior.chunks[0] if mode == "hvae" else 0,
     )
     points = tuple(RatePoint(1 + n * (buckets - 1) // 99, 100.0) for n in range(100))
     config = ModelConfig(f"made-{mode}", transform, quantizer_config, prior, points, mode=mode)
@@ -89,7 +95,12 @@ def make_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = Analysis(transform), Synthesis(transform)
-    return Model(config, *networks, quantizer, IntegerPrior(prior, **sizes, tensors=integers), posterior)
+        conditional = ConditionalPrior(transform.channels, transform.top) if transform.top else None
+        # As it is made its mean is zero.
+        for parameter in conditional.parameters() if conditional else ():
+            torch.nn.init.normal_(parameter, std=0.3)
+    prior_part = IntegerPrior(prior, **sizes, tensors=integers)
+    return Model(config, *networks, quantizer, prior_part, posterior, conditional)
 
 
 def _draw(random: np.random.Generator | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:

@@ -32,9 +32,11 @@ from vqcodec.container import (
     stage_section,
     write_container,
 )
+from vqcodec.digits import draw_digits
 from vqcodec.errors import ModeError, ModelFileError, UnknownModelError
 from vqcodec.image import Picture
 from vqcodec.limits import Limits
+from vqcodec.modes import DRAWN_MODES
 from vqcodec.recovery import read_cut, read_damaged
 from vqcodec.truncation import truncate
 
@@ -213,12 +215,22 @@ USAGE = [
     ("compress none.png --sample 1 --mode vqvae", "--sample needs --mode vae"),
     ("compress none.png --sample -1 --mode vae", "must be from 0 to 9223372036854775807"),
     (f"compress none.png --sample {2**63} --mode vae", "must be from 0 to 9223372036854775807"),
-    ("compress photo.png --sample 1 --model plain", "model plain is of mode vq, not vae"),
+    ("compress photo.png --sample 1 --mode vae --model plain", "model plain is of mode vq, not vae"),
     ("compress photo.png --mode ae --model plain", "model plain is of mode vq, not ae"),
     ("generate", "required: --mode"),
     ("generate --mode gan", "invalid choice: 'gan'"),
-    ("generate --mode ae", "an autoencoder has no prior to draw from; use vae, dvae or vqvae"),
-    ("generate --mode vq", "does not draw them; use vae, dvae or vqvae"),
+    ("generate --mode cvae", "--mode cvae and --label belong together"),
+    ("generate --mode vae --label 3", "--mode cvae and --label belong together"),
+    ("generate --mode cvae --label 10", "invalid choice: 10"),
+    ("generate --mode cvae --label 3 --model m", "mode cvae has a model of its own"),
+    ("generate --mode cvae --label 3 --device cuda:1", "mode cvae draws on the CPU"),
+    ("generate --mode cvae --label 3 --precise", "mode cvae draws on the CPU"),
+    ("compress photo.png --mode cvae", "mode cvae draws digits and has no files"),
+    ("interpolate photo.png grey.png --mode cvae", "mode cvae draws digits and has no files"),
+    ("compare photo.png --modes ae,cvae", "mode cvae draws digits and has no files"),
+    ("train --data d --out m.safetensors --mode cvae", "mode cvae draws digits and has no files"),
+    ("generate --mode ae", "an autoencoder has no prior to draw from; use vae, dvae, vqvae, wae"),
+    ("generate --mode vq", "does not draw them; use vae, dvae, vqvae, wae"),
     ("generate --mode vae extra", "unrecognized arguments: extra"),
     ("generate --mode vae -n 0", "must be from 1 to 1000, got 0"),
     ("generate --mode vae -n 1001", "must be from 1 to 1000, got 1001"),
@@ -319,7 +331,8 @@ def test_compress_and_decompress_beside_the_input(cli, loads) -> None:
     assert (result.code, result.out) == (0, b"")
     assert re.fullmatch(r"photo\.vqc -> photo\.png  8 x 6  \d+\.\d\d s\n", result.err)
     np.testing.assert_array_equal(pixels_of("photo.png"), COLOURS)
-    assert loads == [{"model": None, "device": None, "mode": None}] * 2
+    expected = {"model": None, "device": None}
+    assert loads == [{**expected, "mode": None}, {**expected, "mode": "vq"}]
 
 
 def test_large_numbers_are_grouped(cli) -> None:
@@ -621,8 +634,8 @@ def test_every_mode_through_compress_and_decompress(cli, loads, used, mode: str)
     assert MODE_NAMES[read_container(Path("photo.vqc").read_bytes())[0].mode] == mode
     assert cli("decompress", "photo.vqc").code == 0
     np.testing.assert_array_equal(pixels_of("photo.vqc.png"), COLOURS)
-    # The file says by its code id which model it needs, and that alone decides.
-    assert [load["mode"] for load in loads] == [mode, None]
+    # The file says by its code id and mode which model it needs, and nothing else decides.
+    assert [load["mode"] for load in loads] == [mode, mode]
     assert used == [{"quality": 50, "sample": None, "stages": None}]
 
 
@@ -630,8 +643,8 @@ def test_sample_reaches_the_codec(cli, loads, used) -> None:
     assert cli("compress", "photo.png", "--mode", "vae", "--sample", "0").code == 0
     assert cli("compress", "-f", "photo.png", "--model", "m", "--sample", str(2**63 - 1)).code == 0
     assert [call["sample"] for call in used] == [0, 2**63 - 1]
-    # Where only a model is named, it must turn out to be a vae.
-    assert [load["mode"] for load in loads] == ["vae", "vae"]
+    # Where only a model is named, it must turn out to have a posterior.
+    assert [load["mode"] for load in loads] == ["vae", None]
 
 
 def generated(seed: int, count: int, size: tuple[int, int]) -> list[np.ndarray]:
@@ -642,7 +655,24 @@ def generated(seed: int, count: int, size: tuple[int, int]) -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize("mode", ["vae", "dvae", "vqvae"])
+def test_generate_digits(cli, loads) -> None:
+    result = cli(
+        "generate", "--mode", "cvae", "--label", "3", "-n", "2", "--size", "16x24", "--seed", "5"
+    )
+    assert result.code == 0 and not loads
+    sheet = pixels_of("generated-cvae-3-5.png")
+    drawn = draw_digits(3, 2, seed=5)
+    enlarged = drawn.repeat(3, axis=1).repeat(2, axis=2)
+    assert sheet.shape[:2] == (24, 2 * 16 + 4)
+    for number, digit in enumerate(enlarged):
+        part = sheet[:, 20 * number : 20 * number + 16].reshape(24, 16, -1)
+        np.testing.assert_array_equal(part, np.broadcast_to(digit[..., None], part.shape))
+    other = ("generate", "--mode", "cvae", "--label", "4", "-n", "2", "--size", "16x24", "--seed", "5")
+    assert cli(*other).code == 0
+    assert not np.array_equal(pixels_of("generated-cvae-4-5.png"), sheet)
+
+
+@pytest.mark.parametrize("mode", DRAWN_MODES)
 def test_generate_a_sheet(cli, loads, used, mode: str) -> None:
     result = cli("generate", "--mode", mode)
     assert (result.code, result.out) == (0, b"")
@@ -1091,10 +1121,10 @@ def test_sample_changes_the_file_and_a_seed_fixes_it(real_cli) -> None:
     assert a == b and len({mean, a, c}) == 3
     result = real_cli("compress photo.png --sample 1 --model ae")
     assert (result.code, os.path.exists("photo.vqc")) == (2, False)
-    assert "mode ae, not vae" in result.err
+    assert "only vae and hvae have a posterior" in result.err
 
 
-@pytest.mark.parametrize("mode", ["vae", "dvae", "vqvae"])
+@pytest.mark.parametrize("mode", DRAWN_MODES)
 def test_generate_from_a_model(real_cli, mode: str) -> None:
     command = f"generate --mode {mode} --model {mode} -n 3 --size 50x21 --quiet"
     for options in ("-o a.png", "-o b.png", "--seed 1 -o c.png"):

@@ -67,7 +67,7 @@ class StandIn:
         return image
 
     def analyse(self, picture: Picture, *, quality: int) -> Any:
-        assert self.mode in ("vae", "dvae")
+        assert self.mode in ("vae", "hvae", "dvae")
         return SimpleNamespace(divergence_bits=100.0 * picture.pixels.shape[0])
 
     def inspect_latent(self, pictures: Sequence[Picture]) -> Any:
@@ -156,6 +156,7 @@ def test_every_mode_and_the_default_model_get_a_row(loaded: list[tuple[Any, Stan
         (None, "cpu", "dvae"),
         (None, "cpu", "vqvae"),
         ("vq-small", "cpu", "vq"),
+        *((None, "cpu", mode) for mode in ("dae", "wae", "hvae", "vqvae2", "fsq", "rvq")),
         (None, "cpu", "vq"),
     ]
     assert [result.label for result in found.results] == [*MODES, DEFAULT_LABEL]
@@ -329,8 +330,10 @@ def test_the_table_has_a_line_for_every_point(loaded: list[tuple[Any, StandIn]])
         *("latent", "quality", "bytes", "bpp", "PSNR", "dB", "MS-SSIM"),
         *("encode", "s", "decode", "s", "KL", "bpp"),
     ]
-    body = lines[3:15]
-    assert len({len(line) for line in lines[2:15]}) == 1
+    rows = len(MODES) + 1
+    end = 3 + 2 * rows
+    body = lines[3:end]
+    assert len({len(line) for line in lines[2:end]}) == 1
     mean = found.results[1].points[1].mean
     assert body[3].split() == [
         "vae",
@@ -345,7 +348,7 @@ def test_the_table_has_a_line_for_every_point(loaded: list[tuple[Any, StandIn]])
     ]
     assert body[0].split()[-1] == "-"
     assert body[-1].startswith(f"{DEFAULT_LABEL} ")
-    assert len(lines) == 15 + 1 + 6
+    assert len(lines) == end + 1 + rows
     assert lines[-1].startswith(f"{DEFAULT_LABEL}: 0/2 units active; too little to judge")
     one = format_table(compare_pictures(two_pictures()[:1], modes=["ae"], qualities=[5]))
     assert one.startswith("1 picture\n")

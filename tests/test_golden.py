@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_cases import list_predicted, list_uniform, list_vector
+from golden_cases import list_pooled, list_predicted, list_uniform, list_vector
 from golden_faults import list_coded_faults, list_container_faults
 from golden_files import (
     BAD,
@@ -65,8 +65,8 @@ each_bad_file = pytest.mark.parametrize("entry", FILES.bad, ids=lambda entry: Pa
 
 
 # The latents of the other files are sums of codewords.
-each_predicted_file = pytest.mark.parametrize(
-    "entry", [e for e in FILES.files if e.model == "predicted"], ids=lambda entry: entry.name
+each_latent_file = pytest.mark.parametrize(
+    "entry", [e for e in FILES.files if e.model in ("predicted", "pooled")], ids=lambda entry: entry.name
 )
 
 
@@ -134,8 +134,8 @@ def test_what_the_manifest_says(codecs: dict[str, Codec]) -> None:
 
 
 def test_the_folder_is_small_and_shows_every_mode() -> None:
-    assert sum(entry.bytes for entry in FILES.models) <= 270_000
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 700_000
+    assert sum(entry.bytes for entry in FILES.models) <= 330_000
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 750_000
     assert {entry.mode for entry in FILES.files} == set(MODE_NAMES.values())
     assert {entry.grey for entry in FILES.files} == {False, True}
 
@@ -213,12 +213,30 @@ def test_pictures(codecs: dict[str, Codec], around: str) -> None:
 # torch says so itself when oneDNN is switched off.
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
 @pytest.mark.parametrize("around", SURROUNDINGS)
-@each_predicted_file
+@each_latent_file
 def test_latents(codecs: dict[str, Codec], entry: GoldenFile, around: str) -> None:
     bottleneck = codecs[entry.model].model.bottleneck
     with SURROUNDINGS[around]():
         found = decode_latent(bottleneck, symbols_of(entry), entry.rate)
     assert np.array_equal(found, latent_of(entry))
+
+
+def test_a_pooled_stage_holds_for_whole_blocks(codecs: dict[str, Codec]) -> None:
+    """Of the file whose indices are drawn at every position, those that begin a block count alone."""
+    (entry,) = [e for e in FILES.files if e.name == "pooled-stray-indices"]
+    bottleneck = codecs["pooled"].model.bottleneck
+    first, second = symbols_of(entry)
+    stray = first.copy()
+    stray[:, ::2, ::2] = 0
+    assert stray.any()
+    alone = latent_of(entry) - decode_latent(bottleneck, [np.zeros_like(first), second], entry.rate)
+    assert alone.any()
+    for rows, columns in ((0, 1), (1, 0), (1, 1)):
+        moved = alone[:, rows::2, columns::2]
+        assert np.array_equal(moved, alone[:, ::2, ::2][:, : moved.shape[1], : moved.shape[2]])
+    assert np.array_equal(
+        decode_latent(bottleneck, [first - stray, second], entry.rate), latent_of(entry)
+    )
 
 
 def test_predicted_latents_are_more_than_codewords(codecs: dict[str, Codec]) -> None:
@@ -288,8 +306,9 @@ def test_cut_files_are_made_by_truncate() -> None:
 
 
 def test_chosen_symbols_and_bad_files_are_made_again(codecs: dict[str, Codec]) -> None:
-    vector, uniform, predicted = (codecs[name] for name in MODELS)
+    vector, uniform, predicted, pooled = (codecs[name] for name in MODELS)
     chosen = (*list_vector(vector), *list_uniform(uniform), *list_predicted(predicted))
+    chosen += tuple(list_pooled(pooled))
     cases = {case.name: case.data for case in chosen}
     committed = {entry.name: data_of(entry) for entry in FILES.files}
     assert {name: committed.get(name) for name in cases} == cases
@@ -412,8 +431,8 @@ def test_second_reader(
     assert all(map(np.array_equal, found, expected))
 
 
-@each_predicted_file
-def test_second_reader_predicts(
+@each_latent_file
+def test_second_reader_makes_latents(
     reader: types.ModuleType, reader_models: dict[str, object], entry: GoldenFile
 ) -> None:
     header = reader.read_header(data_of(entry))

@@ -3,7 +3,14 @@
 import pytest
 
 from vqcodec import errors, info
-from vqcodec.container import MODE_NAMES, Header, Section, stage_section, write_container
+from vqcodec.container import (
+    MODE_NAMES,
+    UNIFORM_MODES,
+    Header,
+    Section,
+    stage_section,
+    write_container,
+)
 
 
 def make_file(mode: int, sections: list[Section]) -> bytes:
@@ -24,7 +31,7 @@ def test_header_fields(mode: int, name: str) -> None:
 def test_sections_are_named_by_what_the_mode_keeps_in_them(mode: int) -> None:
     sections = [stage_section(0, b"abc"), Section(0x41, False, b"x"), stage_section(1, b"")]
     found = info(make_file(mode, sections)).sections
-    names = ["symbols", None, "escapes"] if mode in (1, 2) else ["stage 0", None, "stage 1"]
+    names = ["symbols", None, "escapes"] if mode in UNIFORM_MODES else ["stage 0", None, "stage 1"]
     assert [section.name for section in found] == names
     assert [section.stage for section in found] == [0, None, 1]
     assert [section.type for section in found] == [0x10, 0x41, 0x11]

@@ -23,9 +23,11 @@ from synthetic import synthetic_picture
 import vqcodec
 import vqcodec_kernels
 from vqcodec.cli import main
-from vqcodec.codec import Codec
+from vqcodec.codec import Codec, load_codec
+from vqcodec.container import UNIFORM_MODES
 from vqcodec.errors import ModelFileError, UnknownModelError
 from vqcodec.model import (
+    MODES,
     config_from_json,
     find_model,
     find_model_by_code,
@@ -360,6 +362,24 @@ def test_a_model_under_a_false_code_id_is_refused(
     assert find_model_by_code(name) == default
 
 
+def test_of_models_with_one_code_id_that_of_the_mode_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uniform modes have one code id before their priors have learnt anything."""
+    models = {mode: make_model(mode, blocks=((3, 1),), prior=PRIOR) for mode in ("ae", "dae")}
+    assert len({model.code_id for model in models.values()}) == 1
+    for mode, model in models.items():
+        (tmp_path / f"{mode}.safetensors").write_bytes(model.to_bytes())
+    monkeypatch.setenv("VQCODEC_MODELS", str(tmp_path))
+    code_id = models["ae"].code_id
+    for mode in models:
+        assert find_model_by_code(code_id, mode=mode) == tmp_path / f"{mode}.safetensors"
+    assert find_model_by_code(code_id) == tmp_path / "ae.safetensors"
+    # One of another mode has the same symbols, which is better than none.
+    assert find_model_by_code(code_id, mode="wae") == tmp_path / "ae.safetensors"
+    assert load_codec(None, "cpu", code_id=code_id, mode="dae").model.config.mode == "dae"
+
+
 @pytest.mark.parametrize("where", ["outer", "tensor", "config"])
 def test_a_key_may_occur_once_only(good: bytes, write: Callable[..., Path], where: str) -> None:
     size = int.from_bytes(good[:8], "little")
@@ -389,7 +409,8 @@ def test_an_unknown_name_says_which_there_are(
     monkeypatch.setenv("VQCODEC_MODELS", os.pathsep.join(map(str, folders)))
     package = find_model("default").parent
     assert refuse("mime") == (
-        "no model 'mime': name a model file or one of ae, default, dvae, mine, vae, vq-small, vqvae "
+        "no model 'mime': name a model file or one of ae, dae, default, dvae, fsq, hvae, mine, rvq, vae, "
+        "vq-small, vqvae, vqvae2, wae "
         f"(looked in {package}, {folders[0]}, {folders[1]}; $VQCODEC_MODELS can name more folders)"
     )
     assert find_model("mine") == folders[0] / "mine.safetensors"
@@ -651,8 +672,8 @@ def test_a_configuration_that_is_none(good: bytes, write: Callable[..., Path], t
 def test_a_model_of_every_mode_can_be_made(write: Callable[..., Path]) -> None:
     """What the fuzzer and these tests begin with is sound."""
     picture = synthetic_picture(1, 31, 17)
-    for mode in ("vq", "vqvae", "dvae", "ae", "vae"):
-        blocks = ((3, 1),) if mode in ("ae", "vae") else ((2, 1), (1, 2))
+    for mode, number in MODES.items():
+        blocks = ((3, 1),) if number in UNIFORM_MODES else ((2, 1), (1, 2))
         model = make_model(mode, blocks=blocks, codewords=9, prior=PRIOR, depth=1, width=2, seed=4)
         again = make_model(mode, blocks=blocks, codewords=9, prior=PRIOR, depth=1, width=2, seed=4)
         assert again.to_bytes() == model.to_bytes()

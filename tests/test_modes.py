@@ -14,6 +14,7 @@ from synthetic import synthetic_picture
 
 import vqcodec
 from vqcodec.codec import Codec, load_codec
+from vqcodec.collapse import codebook_health
 from vqcodec.container import (
     MODE_AE,
     MODE_VAE,
@@ -27,14 +28,15 @@ from vqcodec.container import (
 from vqcodec.errors import CorruptError, ImageError, ModeError, ModelFileError, VqcError
 from vqcodec.image import as_picture
 from vqcodec.model import MODES, find_model, load_model
+from vqcodec.modes import DRAWN_MODES, POSTERIOR_MODES
 from vqcodec.train import ObjectiveConfig, train_model, train_models
 from vqcodec.train.checkpoint import checkpoint_path
 from vqcodec.train.settings import preset_config
 from vqcodec_kernels import gaussian_sample
 
 ALL = tuple(MODES)
-CONTINUOUS = ("ae", "vae")
-DRAWING = ("vae", "dvae", "vqvae")
+CONTINUOUS = ("ae", "vae", "dae", "wae", "hvae")
+DRAWING = DRAWN_MODES
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_a_file_is_the_same_twice_and_with_other_threads(codecs: dict[str, Codec
     assert [s.tobytes() for s in _decoded_symbols(codecs[mode], files[1][0])] == files[1][1]
 
 
-@pytest.mark.parametrize("mode", ["dvae", "vqvae"])
+@pytest.mark.parametrize("mode", ["dvae", "vqvae", "vqvae2", "fsq", "rvq"])
 @pytest.mark.parametrize("colour", [(255, 0, 255), (255, 255, 0), (0, 0, 0), (7, 200, 90)])
 def test_a_pixel_keeps_all_its_symbols(
     codecs: dict[str, Codec], mode: str, colour: tuple[int, int, int]
@@ -141,7 +143,7 @@ def test_the_dvae_takes_the_likeliest_codewords(codecs: dict[str, Codec]) -> Non
 def test_divergence_belongs_to_posteriors(codecs: dict[str, Codec], mode: str) -> None:
     picture = synthetic_picture(6)
     found = [codecs[mode].analyse(picture, quality=q).divergence_bits for q in (10, 90)]
-    if mode not in ("vae", "dvae"):
+    if mode not in (*POSTERIOR_MODES, "dvae"):
         assert found == [None, None]
         return
     assert found[0] == found[1] and found[0] is not None and found[0] > 0
@@ -223,9 +225,9 @@ def test_a_line_begins_and_ends_at_its_pictures(codecs: dict[str, Codec], mode: 
 def test_health_is_measured(codecs: dict[str, Codec], mode: str) -> None:
     health = codecs[mode].inspect_latent([synthetic_picture(n) for n in range(2)])
     assert health.mode == mode and health.units > 0 and health.verdicts
-    assert (health.mean_sigma is not None) == (mode == "vae")
-    assert bool(health.perplexity) == (mode in ("dvae", "vqvae", "vq"))
-    assert bool(health.kl_per_unit) == (mode in ("vae", "dvae"))
+    assert (health.mean_sigma is not None) == (mode in POSTERIOR_MODES)
+    assert bool(health.perplexity) == (mode not in CONTINUOUS)
+    assert bool(health.kl_per_unit) == (mode in (*POSTERIOR_MODES, "dvae"))
 
 
 def test_a_file_of_another_kind_is_refused(codecs: dict[str, Codec]) -> None:
@@ -304,6 +306,39 @@ def test_weights_that_overflow_are_refused_when_used(
         codec.compress(synthetic_picture(1))
 
 
+def test_a_divergence_that_overflows_is_refused(mode_models: Path, tmp_path: Path) -> None:
+    """Symbols are finite whatever the mean of the lower level is, what is said of it is not."""
+    with safe_open(mode_models / "hvae.safetensors", "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    for name, tensor in tensors.items():
+        if name.startswith("conditional."):
+            tensor.fill_(65504.0 if tensor.dtype.is_floating_point else 127)
+    # The least variance: a divergence is counted in units of it.
+    _, log_variance = tensors["conditional.last.weight"].chunk(2)
+    log_variance.neg_()
+    path = tmp_path / "huge.safetensors"
+    save_file(tensors, path, metadata)
+    codec = load_codec(path, "cpu")
+    picture = synthetic_picture(1)
+    with pytest.raises(ModelFileError, match="not finite"):
+        codec.analyse(picture, quality=50)
+    assert codec.decompress(codec.compress(picture, quality=50)).size == picture.shape[1::-1]
+
+
+def test_the_health_of_a_pooled_stage_is_that_of_its_blocks(codecs: dict[str, Codec]) -> None:
+    """Where no block begins its index is zero, which would look like a codebook that hardly speaks."""
+    picture = synthetic_picture(2, 96, 64)
+    codec = codecs["vqvae2"]
+    latent = codec._latent(as_picture(picture))
+    grid = (latent.shape[1], latent.shape[2])
+    first, second = codec.model.quantizer.nearest_stages(latent.flatten(1).T, grid)
+    blocks = first.reshape(-1, *grid)[:, ::2, ::2].flatten(1)
+    health = codec.inspect_latent([picture])
+    assert health == codebook_health([blocks, second], 32, mode="vqvae2")
+    assert (health.positions, blocks.shape[1], second.shape[1]) == (6, 6, 24)
+
+
 @pytest.mark.parametrize("mode", ALL)
 def test_a_model_is_read_as_it_was_written(mode_models: Path, mode: str) -> None:
     path = mode_models / f"{mode}.safetensors"
@@ -351,7 +386,7 @@ def test_a_missing_tensor_is_named(mode_models: Path, tmp_path: Path, name: str)
         load_model(path)
 
 
-@pytest.mark.parametrize("mode", ["ae", "vae", "dvae", "vqvae"])
+@pytest.mark.parametrize("mode", [mode for mode in ALL if mode != "vq"])
 def test_training_again_gives_the_same_file(
     mode: str, mode_models: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,7 +416,7 @@ def test_training_again_gives_the_same_file(
 
 
 def test_a_model_of_a_mode_can_be_the_start(mode_models: Path, pictures: Path, tmp_path: Path) -> None:
-    for mode in ("ae", "vae", "dvae", "vqvae"):
+    for mode in (mode for mode in ALL if mode != "vq"):
         out = train_model(
             data=pictures,
             out=tmp_path / f"{mode}.safetensors",

@@ -9,16 +9,19 @@ from scipy.linalg import subspace_angles
 
 from vqcodec.posterior import CategoricalPosterior
 from vqcodec.precision import fast_precision
+from vqcodec.pyramid import spread_positions
 from vqcodec.quantizer import QuantizerConfig, ResidualQuantizer, to_latent
 from vqcodec.train.objectives import (
     AutoencoderObjective,
     CategoricalObjective,
+    DenoisingObjective,
     GaussianObjective,
     NearestObjective,
+    WassersteinObjective,
     reconstruction_loss,
     start_posterior,
 )
-from vqcodec.train.settings import ObjectiveConfig
+from vqcodec.train.settings import ObjectiveConfig, mode_objective
 from vqcodec.train.start import principal_components
 from vqcodec.transform import PIXEL_MEAN, Analysis, Synthesis, TransformConfig
 from vqcodec_kernels import gaussian_sample
@@ -65,6 +68,10 @@ def _quantizer(stages: int = 2) -> ResidualQuantizer:
     return ResidualQuantizer(layout, books)
 
 
+def _pooled(quantizer: ResidualQuantizer) -> ResidualQuantizer:
+    return ResidualQuantizer(dataclasses.replace(quantizer.config, pooled=True), quantizer.codebooks)
+
+
 @pytest.mark.parametrize(("kind", "wanted"), [("mse", 9 / (2 * 36)), ("mae", 3 * np.sqrt(2) / 6)])
 def test_reconstruction_is_the_likelihood_of_a_sample(kind: str, wanted: float) -> None:
     config = ObjectiveConfig(reconstruction=kind, noise=6.0)  # type: ignore[arg-type]
@@ -76,6 +83,72 @@ def test_an_autoencoder_pays_nothing(analysis: Analysis, pixels: torch.Tensor) -
     objective = AutoencoderObjective(ObjectiveConfig())
     relaxed = objective(analysis, pixels, np.random.default_rng(0), 0.0)
     assert relaxed.latent.shape == (3, 12, 3, 2) and float(relaxed.penalty) == 0
+
+
+def test_a_dae_sees_noise_and_pays_nothing(analysis: Analysis, pixels: torch.Tensor) -> None:
+    latents = []
+    for noise, seed in ((0.0, 4), (20.0, 4), (20.0, 4), (20.0, 5), (40.0, 4)):
+        objective = DenoisingObjective(ObjectiveConfig(input_noise=noise))
+        relaxed = objective(analysis, pixels, np.random.default_rng(seed), 0.0)
+        assert float(relaxed.penalty) == 0
+        latents.append(relaxed.latent.detach())
+    plain = AutoencoderObjective(ObjectiveConfig())(analysis, pixels, np.random.default_rng(0), 0.0)
+    assert torch.equal(latents[0], plain.latent)
+    assert torch.equal(latents[1], latents[2]) and not torch.equal(latents[1], latents[3])
+    # Noise of the pixels goes through the linear path as it is; the branch is small here.
+    moved = [(latent - latents[0]).square().mean().sqrt() for latent in latents]
+    assert moved[4] / moved[1] == pytest.approx(2, rel=0.1)
+
+
+def test_a_wae_pays_for_the_distance_of_all_positions_from_draws(analysis: Analysis) -> None:
+    """Next to nothing for latents that are standard normal together, much for a constant."""
+    pixels = torch.zeros(8, 3, 128, 128)
+    objective = WassersteinObjective(ObjectiveConfig(weight=2.0))
+    generator = torch.Generator().manual_seed(5)
+    normal = torch.randn(8, 12, 8, 8, generator=generator) * analysis.scale[:, None, None]
+
+    class Fixed(torch.nn.Module):
+        def __init__(self, latent: torch.Tensor) -> None:
+            super().__init__()
+            self.latent, self.scale = latent, analysis.scale
+
+        def forward(self, _: torch.Tensor) -> torch.Tensor:
+            return self.latent
+
+    paid = [
+        objective(Fixed(latent), pixels, np.random.default_rng(1), 0.0).penalty  # type: ignore[arg-type]
+        for latent in (normal, 0.3 * normal, torch.zeros_like(normal))
+    ]
+    assert abs(paid[0]) < 0.05 * paid[1] and paid[1] < paid[2]
+    cheaper = WassersteinObjective(ObjectiveConfig(weight=1.0))
+    again = cheaper(Fixed(0.3 * normal), pixels, np.random.default_rng(1), 0.0).penalty  # type: ignore[arg-type]
+    assert paid[1] == pytest.approx(2 * float(again), rel=1e-5)
+
+
+def test_a_lattice_does_not_move(analysis: Analysis, pixels: torch.Tensor) -> None:
+    config = mode_objective("fsq", ObjectiveConfig())
+    objective = NearestObjective(config, _quantizer(), analysis.scale)
+    before = [book.clone() for book in objective.books]
+    objective(analysis, pixels, np.random.default_rng(1), 0.3)
+    assert all(map(torch.equal, before, objective.books))
+    assert not any(p.requires_grad for p in objective.parameters())
+
+
+def test_a_pooled_stage_has_one_vector_a_block(analysis: Analysis, pixels: torch.Tensor) -> None:
+    """A batch of 3 x 2 positions: the second row of blocks is cut."""
+    quantizer = _pooled(_quantizer())
+    objective = NearestObjective(ObjectiveConfig(), quantizer, analysis.scale).eval()
+    seed = next(s for s in range(99) if (np.random.default_rng(s).random(3) < 0.5).all())
+    with torch.no_grad():
+        relaxed = objective(analysis, pixels, np.random.default_rng(seed), 0.0)
+        with fast_precision(pixels.device):
+            latent = analysis(pixels)
+    for picture, decoded in zip(latent, relaxed.latent, strict=True):
+        vectors = picture.flatten(1).T.contiguous()
+        first, second = quantizer.nearest_stages(vectors, (3, 2))
+        upper = spread_positions(quantizer.look_up(0, first), (3, 2))
+        wanted = to_latent(upper + quantizer.look_up(1, second))
+        torch.testing.assert_close(decoded.flatten(1).T, wanted, atol=1e-3, rtol=1e-4)
 
 
 def test_a_vae_pays_its_divergence(analysis: Analysis, pixels: torch.Tensor) -> None:
@@ -95,13 +168,18 @@ def test_a_vae_pays_its_divergence(analysis: Analysis, pixels: torch.Tensor) -> 
     assert (relaxed.latent - drawn).abs().max() < 0.05 * drawn.abs().max()
 
 
-@pytest.mark.parametrize("mode", ["vae", "dvae", "ema", "gradient"])
+@pytest.mark.parametrize(
+    "mode", ["vae", "dae", "wae", "dvae", "ema", "gradient", "pooled ema", "pooled gradient"]
+)
 def test_gradients_reach_every_part(mode: str, analysis: Analysis, pixels: torch.Tensor) -> None:
-    config = ObjectiveConfig(codebook="gradient" if mode == "gradient" else "ema")
+    config = ObjectiveConfig(codebook="gradient" if mode.endswith("gradient") else "ema")
     quantizer = _quantizer(1 if mode == "dvae" else 2)
+    if mode.startswith("pooled"):
+        quantizer = _pooled(quantizer)
     objective: torch.nn.Module
-    if mode == "vae":
-        objective = GaussianObjective(config)
+    simple = {"vae": GaussianObjective, "dae": DenoisingObjective, "wae": WassersteinObjective}
+    if mode in simple:
+        objective = simple[mode](config)
     elif mode == "dvae":
         bits = torch.full((5, 16), 4.0)
         posterior = start_posterior(quantizer, bits, analysis.scale, config.noise)
@@ -118,7 +196,7 @@ def test_gradients_reach_every_part(mode: str, analysis: Analysis, pixels: torch
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-    if mode == "ema":
+    if mode.endswith("ema"):
         changed = [not torch.equal(a, b) for a, b in zip(before, objective.parameters(), strict=True)]
         assert all(changed)
 
@@ -169,7 +247,7 @@ def test_codewords_find_the_centres_of_clusters(rule: str) -> None:
     assert found == pytest.approx([-30, 0, 20], abs=0.1)
 
 
-@pytest.mark.parametrize("rule", ["ema", "gradient"])
+@pytest.mark.parametrize("rule", ["ema", "gradient", "fixed"])
 def test_a_vqvae_pays_for_distance(rule: str, analysis: Analysis, pixels: torch.Tensor) -> None:
     """Both terms against the formula of docs/modes.md, in a batch that codes everything."""
     config = ObjectiveConfig(codebook=rule, commitment=0.3, noise=5.0)  # type: ignore[arg-type]

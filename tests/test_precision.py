@@ -13,6 +13,7 @@ from synthetic import synthetic_picture
 
 from vqcodec import precision
 from vqcodec.codec import Codec, load_codec
+from vqcodec.model import MODES
 from vqcodec.precision import full_precision, has_fast_bfloat16, short_precision
 
 CPU = torch.device("cpu")
@@ -130,7 +131,7 @@ def codec_of(path: Path, *, precise: bool) -> Codec:
     return codec
 
 
-@pytest.mark.parametrize("mode", ["vq", "ae", "vae", "dvae", "vqvae"])
+@pytest.mark.parametrize("mode", MODES)
 def test_bytes_and_pixels_do_not_follow_the_process(mode_models: Path, mode: str) -> None:
     codec = codec_of(mode_models / f"{mode}.safetensors", precise=True)
     picture = synthetic_picture(4, 70, 90)

@@ -10,7 +10,7 @@ from vqcodec.entropy import StreamDecoder, StreamEncoder, TableModels, ideal_bit
 from vqcodec.errors import CorruptError, ModelFileError
 from vqcodec.model import Model, load_model
 from vqcodec.prior import PASSES, expand_tables, list_passes, store_tables
-from vqcodec.train.prior import CodedPhoto, StageNet, select_tables, symbol_energies
+from vqcodec.train.prior import CodedPhoto, StageNet, _windows, select_tables, symbol_energies
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +223,14 @@ def test_a_stream_decodes_by_the_document() -> None:
                     point = (point << 32 | next_word()) & mask
     assert np.array_equal(decoded, index)
     assert not words
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_windows_of_a_pooled_stage_begin_where_blocks_do(pooled: bool) -> None:
+    """As in a grid, everything of them is in the first of the passes."""
+    index = np.zeros((1, 2, 40, 33), np.uint8)
+    index[:, :, ::2, ::2] = 1
+    photos = [CodedPhoto(index, 8)]
+    windows, _ = _windows(photos, 0, 50, 8, np.random.default_rng(0), pooled=pooled)
+    assert bool(windows[:, :, :, ::2, ::2].all()) is pooled
+    assert bool(windows[:, :, :, 1::2].any() or windows[..., 1::2].any()) is not pooled

@@ -18,6 +18,7 @@ import vqcodec
 from vqcodec import RateTarget, cli
 from vqcodec.codec import Codec, load_codec
 from vqcodec.errors import RateError
+from vqcodec.model import MODES
 from vqcodec.quantizer import RatePoint
 from vqcodec.rate_control import TOLERANCE, find_file
 from vqcodec.similarity import psnr_rgb
@@ -327,7 +328,7 @@ def test_the_latent_is_computed_once(codec: Codec, monkeypatch: pytest.MonkeyPat
     assert calls == [1]
 
 
-@pytest.mark.parametrize("mode", ["ae", "vae", "dvae", "vqvae"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "vq"])
 def test_in_the_other_modes_a_file_is_one_of_a_quality(mode_models: Path, mode: str) -> None:
     codec = load_codec(mode_models / f"{mode}.safetensors", "cpu")
     picture = synthetic_picture(3, 64, 48)

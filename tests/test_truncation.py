@@ -70,7 +70,7 @@ def test_files_that_cannot_be_truncated() -> None:
         vqcodec.truncate(write_container(HEADER, STAGES)[:-1], stages=1)
 
 
-@pytest.mark.parametrize("mode", ["vq", "dvae", "vqvae"])
+@pytest.mark.parametrize("mode", ["vq", "dvae", "vqvae", "vqvae2", "fsq", "rvq"])
 @pytest.mark.parametrize("size", [(1, 1), (17, 31), (64, 96)])
 def test_the_encoder_stops_at_the_same_bytes(mode_models: Path, mode: str, size: tuple[int, int]) -> None:
     codec = load_codec(mode_models / f"{mode}.safetensors", "cpu")

@@ -17,7 +17,7 @@ from vqcodec.truncation import truncate
 if TYPE_CHECKING:
     from vqcodec.codec import Codec, Salvage, compress, decompress, load_codec, salvage
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 __all__ = [
     "Codec",

@@ -9,8 +9,8 @@ A `SymbolPlane` is one typed plane of symbols with the probability table of each
 bytes of each plane's prior tiles. Only integers pass between `write` and `read`.
 
 Layout: the protocol; planes and the prior's order of coding, shared by all; the vector bottleneck
-and how its relatives of the modes vqvae and dvae choose indices. `vqcodec.uniform` has the
-bottleneck of continuous latents.
+and how its relatives choose indices, those of mode dvae and those of the others. `vqcodec.uniform`
+has the bottleneck of continuous latents, `vqcodec.hierarchy` that of two levels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,7 @@ from vqcodec.errors import CorruptError
 from vqcodec.posterior import CategoricalPosterior
 from vqcodec.prediction import PASS_CLASSES, Neighbours
 from vqcodec.prior import PROBABILITY_BITS, IntegerPrior, Pass, PriorConfig, PriorContext, list_passes
+from vqcodec.pyramid import kept_positions, pool_positions, spread_positions
 from vqcodec.quantizer import LEVELS, RatePoint, ResidualQuantizer, level_in, stage_price, to_latent
 
 
@@ -239,6 +240,8 @@ class VectorBottleneck:
     def _add_stage(self, stage: int, index: NDArray[np.integer], decoded: Tensor) -> Tensor:
         """What is decoded, int32 (P, C), with one more stage of indices (G, H, W)."""
         codewords = self.quantizer.look_up(stage, torch.from_numpy(index.reshape(len(index), -1)))
+        if self.quantizer.config.pooled and not stage:
+            codewords = spread_positions(codewords, (index.shape[1], index.shape[2]))
         predictor = self.quantizer.predictor
         if stage or predictor is None:
             return decoded + codewords
@@ -308,7 +311,7 @@ class VectorBottleneck:
 
 
 class NestedBottleneck(VectorBottleneck):
-    """Nearest codewords, whatever they cost (mode vqvae), or the likeliest (mode dvae).
+    """Nearest codewords, whatever they cost, or the likeliest (mode dvae): all vector modes but vq.
 
     The rate is set by how much is coded: in the last stage, at level l, only the first
     (l + 1) / LEVELS of the groups; the others are zero (O. Rippel, M. Gelbart, R. Adams, "Learning
@@ -339,12 +342,15 @@ class NestedBottleneck(VectorBottleneck):
         grid: tuple[int, int],
     ) -> Callable[[Pass, NDArray[np.uint8]], NDArray[np.uint8]]:
         residual = target - to_latent(decoded)
+        upper = self.quantizer.config.pooled and not stage
+        if upper:
+            residual = pool_positions(residual, grid)
         if self.posterior is not None and self.scale is not None:
             with torch.no_grad():
                 index = self.posterior.most_likely(residual / self.scale)
         else:
             index = self.quantizer.assign_nearest(stage, residual)
-        chosen = index.to(torch.uint8).numpy()
+        chosen = (index * kept_positions(grid) if upper else index).to(torch.uint8).numpy()
         chosen[count_nested(self.quantizer.config.groups, level) :] = 0
 
         def assign(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:

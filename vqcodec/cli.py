@@ -60,6 +60,7 @@ from vqcodec.container import (
 from vqcodec.effort import DEFAULT_EFFORT, EFFORTS
 from vqcodec.inspection import FileInfo, info
 from vqcodec.limits import Limits
+from vqcodec.modes import DIGITS_MODE, DRAWN_MODES, NO_FILES, POSTERIOR_MODES
 from vqcodec.rate_control import RateTarget
 from vqcodec.recovery import read_cut, read_damaged
 from vqcodec.truncation import truncate
@@ -201,7 +202,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--sample",
         type=_seed,
         metavar="SEED",
-        help="with --mode vae: draw the latent from the posterior instead of taking its mean",
+        help="with --mode vae or hvae: draw the latent from the posterior instead of taking its mean",
     )
     _add_stages(sub, "stop after N stages: the file that 'truncate --stages N' makes of the whole one")
     sub.add_argument(
@@ -281,11 +282,23 @@ def _build_parser() -> argparse.ArgumentParser:
         "generate",
         generate,
         "draw new pictures from the prior of a mode",
-        "They go on one sheet, generated-MODE-SEED.png; into a directory, in a file each.",
+        "They go on one sheet, generated-MODE-SEED.png, digits on generated-cvae-LABEL-SEED.png; into a "
+        "directory, in a file each.",
     )
     # All modes are taken, so that the command can say why the others do not serve.
     sub.add_argument(
-        "--mode", choices=_MODES, required=True, metavar="vae|dvae|vqvae", help="kind of latent"
+        "--mode",
+        choices=(*_MODES, DIGITS_MODE),
+        required=True,
+        metavar="|".join((*DRAWN_MODES, DIGITS_MODE)),
+        help="kind of latent",
+    )
+    sub.add_argument(
+        "--label",
+        type=int,
+        choices=range(10),
+        metavar="0..9",
+        help=f"with --mode {DIGITS_MODE}: the digit",
     )
     _add_count(sub, 16, low=1)
     sub.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed, default 0")
@@ -367,7 +380,9 @@ def _build_parser() -> argparse.ArgumentParser:
     losses.add_argument("--weight", type=_positive, metavar="C", help="of the divergence, default 1")
     losses.add_argument("--noise", type=_positive, metavar="S", help="of pixels, grey levels, default 8")
     losses.add_argument("--reconstruction", choices=("mse", "mae"), help="default mse")
-    losses.add_argument("--codebook", choices=("ema", "gradient"), help="of the vqvae, default ema")
+    losses.add_argument(
+        "--codebook", choices=("ema", "gradient"), help="of vqvae, vqvae2 and rvq, default ema"
+    )
     _add_device(sub)
     return parser
 
@@ -386,7 +401,7 @@ def _add_force(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_mode(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
-    parser.add_argument("--mode", choices=_MODES, required=required, help=what)
+    parser.add_argument("--mode", type=_mode_name, choices=_MODES, required=required, help=what)
 
 
 def _add_count(parser: argparse.ArgumentParser, default: int, *, low: int) -> None:
@@ -472,9 +487,16 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _mode_name(text: str) -> str:
+    if text == DIGITS_MODE:
+        raise argparse.ArgumentTypeError(NO_FILES)
+    return text
+
+
 def _mode_names(text: str) -> tuple[str, ...]:
     names = _names(text)
     for name in names:
+        _mode_name(name)
         if name not in _MODES:
             raise argparse.ArgumentTypeError(f"there is no mode {name!r}, only {', '.join(_MODES)}")
     return names
@@ -504,8 +526,8 @@ def _device(text: str) -> str:
 def _compress(args: argparse.Namespace) -> int:
     # Without a mode, a model may still be of the right one; loading it will tell.
     mode = args.mode or (None if args.model else "vq")
-    if args.sample is not None and mode not in (None, "vae"):
-        args.parser.error("--sample needs --mode vae: only its posterior is drawn from")
+    if args.sample is not None and mode not in (None, *POSTERIOR_MODES):
+        args.parser.error("--sample needs --mode vae or hvae: only their posteriors are drawn from")
     if args.stages is not None and mode in _UNIFORM:
         args.parser.error(f"--stages: files of mode {mode} have no stages to stop after")
     names = ("bpp", "max_bytes", "psnr")
@@ -517,7 +539,7 @@ def _compress(args: argparse.Namespace) -> int:
         asked["quality"] = args.quality
     rate = "".join(f"{name} {value}  " for name, value in asked.items())
     outputs = Outputs(args, args.files)
-    codec = LazyCodec(args, mode=args.mode if args.sample is None else "vae")
+    codec = LazyCodec(args, mode=args.mode)
 
     def compress_one(source: str) -> None:
         picture = read_picture(source, quiet=args.quiet)
@@ -557,7 +579,7 @@ def _decompress(args: argparse.Namespace) -> int:
         name = Path(source).name
         stem = Path(name).stem if name.lower().endswith(_SUFFIX) else name
         target = outputs.target([source], [stem + PICTURE_SUFFIX, name + PICTURE_SUFFIX])
-        coder = codec.get(header.code_id)
+        coder = codec.get(header.code_id, MODE_NAMES[header.mode])
         started = time.perf_counter()
         losses: tuple[str, ...] = ()
         if partial:

@@ -60,19 +60,20 @@ class LazyCodec:
         self._mode = mode
         self._device: str | None = None if args.device == "auto" else args.device
         self._precise: bool = getattr(args, "precise", False)
-        self._codecs: dict[int | None, Codec] = {}
+        self._codecs: dict[tuple[int, str | None] | None, Codec] = {}
 
-    def get(self, code_id: int | None = None) -> Codec:
+    def get(self, code_id: int | None = None, mode: str | None = None) -> Codec:
         """The codec, loaded at the first call: the model asked for, else the installed one with a
-        file's code id, else that of the mode. Raises Stop where no file can be coded, VqcError
+        file's code id and mode, else that of the mode. Raises Stop where no file can be coded, VqcError
         where this one cannot."""
-        key = None if self._model is not None else code_id
+        key = None if self._model is not None or code_id is None else (code_id, mode)
         if key not in self._codecs:
             from vqcodec.codec import load_codec
 
             try:
+                code_id, mode = key or (None, self._mode)
                 self._codecs[key] = load_codec(
-                    self._model, self._device, code_id=key, mode=self._mode, precise=self._precise
+                    self._model, self._device, code_id=code_id, mode=mode, precise=self._precise
                 )
             except VqcError as error:
                 if key is not None:

@@ -31,22 +31,24 @@ from vqcodec.cli_io import (
 from vqcodec.container import STRIDE, tile_grid
 from vqcodec.errors import ImageError, TooLargeError
 from vqcodec.limits import DEFAULT_MAX_PIXELS
+from vqcodec.modes import DIGITS_MODE, DRAWN_MODES, UNDRAWN_MODES
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vqcodec.image import Picture
 
-_CANNOT_GENERATE = {
-    "ae": "an autoencoder has no prior to draw from",
-    "vq": "mode vq codes pictures, it does not draw them",
-}
-
 
 def generate(args: argparse.Namespace) -> int:
     """Pictures drawn from the prior of a mode, on one sheet or in a file each."""
-    if args.mode in _CANNOT_GENERATE:
-        args.parser.error(f"{_CANNOT_GENERATE[args.mode]}; use vae, dvae or vqvae")
+    if args.mode in UNDRAWN_MODES:
+        args.parser.error(f"{UNDRAWN_MODES[args.mode]}; use {', '.join(DRAWN_MODES)}")
+    if (args.mode == DIGITS_MODE) != (args.label is not None):
+        args.parser.error(f"--mode {DIGITS_MODE} and --label belong together")
+    if args.mode == DIGITS_MODE and args.model is not None:
+        args.parser.error(f"--model: mode {DIGITS_MODE} has a model of its own")
+    if args.mode == DIGITS_MODE and (args.precise or args.device not in ("auto", "cpu")):
+        args.parser.error(f"--device, --precise: mode {DIGITS_MODE} draws on the CPU")
     outputs = Outputs(args, [])
     outputs.require_picture_suffix()
     width, height = args.size
@@ -55,14 +57,26 @@ def generate(args: argparse.Namespace) -> int:
     except TooLargeError as error:
         args.parser.error(str(error))
     codec = LazyCodec(args, mode=args.mode)
-    stem = f"{args.mode}-{args.seed}"
+    stem = f"{args.mode}-{args.seed}" if args.label is None else f"{args.mode}-{args.label}-{args.seed}"
 
     def draw() -> list[Image.Image]:
+        if args.mode == DIGITS_MODE:
+            return _draw_digits(args.label, args.count, seed=args.seed, size=args.size)
         return codec.get().generate(args.count, seed=args.seed, width=width, height=height)
 
     source = f"{args.mode}, seed {args.seed}"
     _make_pictures(args, outputs, [], draw, source=source, sheet=f"generated-{stem}", stem=stem)
     return 0
+
+
+def _draw_digits(label: int, count: int, *, seed: int, size: tuple[int, int]) -> list[Image.Image]:
+    """Digits of 8x8 pixels, each pixel as large as the size makes it."""
+    from PIL import Image
+
+    from vqcodec.digits import draw_digits
+
+    drawn = draw_digits(label, count, seed=seed)
+    return [Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST) for pixels in drawn]
 
 
 def interpolate(args: argparse.Namespace) -> int:

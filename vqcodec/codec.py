@@ -39,6 +39,7 @@ from vqcodec.container import (
     unpack_tiles,
     write_container,
 )
+from vqcodec.divergences import standardise_gaussian
 from vqcodec.effort import DEFAULT_EFFORT, GREEDY_EFFORT, check_effort
 from vqcodec.errors import (
     CorruptError,
@@ -58,7 +59,9 @@ from vqcodec.model import (
     find_model_by_code,
     load_model,
 )
+from vqcodec.modes import DRAWN_MODES, NORMAL_MODES, POSTERIOR_MODES, UNDRAWN_MODES
 from vqcodec.precision import full_precision, has_fast_bfloat16, short_precision
+from vqcodec.pyramid import kept_positions
 from vqcodec.quantizer import RatePoint, ResidualQuantizer
 from vqcodec.rate_control import RateTarget, find_file
 from vqcodec.recovery import read_cut, read_damaged
@@ -131,9 +134,9 @@ class Codec:
         quality: 1..100, 50 if there is no target. target: a size, rate or PSNR instead, for which the
         picture is encoded about ten times, and for a PSNR decoded on this device as often; RateError if
         the picture cannot have it, ValueError with quality or stages.
-        sample: a seed; the latent is then drawn from the posterior instead of being its mean (mode
-        vae; ModeError in others). stages: stop after as many stages, 1..16, which gives the file
-        that `vqcodec.truncate` makes of the whole one (ModeError in modes ae and vae). effort: 1..9,
+        sample: a seed; the latent is then drawn from the posterior instead of being its mean (modes
+        vae and hvae; ModeError in others). stages: stop after as many stages, 1..16, which gives the file
+        that `vqcodec.truncate` makes of the whole one (ModeError in the uniform modes). effort: 1..9,
         how long to search for a smaller file of a better picture (`vqcodec.search`; there is nothing
         to search for in other modes than vq).
         """
@@ -170,31 +173,29 @@ class Codec:
     def generate(
         self, count: int, *, seed: int, width: int = 256, height: int = 256
     ) -> list[Image.Image]:
-        """Pictures drawn from the prior: a Gaussian in mode vae, the index prior in dvae and vqvae.
+        """Pictures drawn from the prior: a Gaussian in the modes vae, hvae and wae, the index prior where
+        there are codebooks.
 
-        The same for the same seed, size and count. ModeError in other modes, ValueError for sizes
-        and counts below 1.
+        The same for the same seed, size and count. ModeError in the modes ae, dae and vq, ValueError for
+        sizes and counts below 1.
         """
         if min(count, width, height) < 1:
             raise ValueError(f"count and sides must be positive, got {count}, {width} x {height}")
         grid = tile_grid(width, height)
         mode, bottleneck = self.model.config.mode, self.model.bottleneck
         bucket = bottleneck.buckets
-        if mode == "vae":
+        if mode in NORMAL_MODES:
             size = (count, self.model.config.transform.channels, grid.rows, grid.cols)
-            zeros = torch.zeros(size, dtype=torch.float32)
-            drawn = gaussian_sample(zeros, zeros, seed=seed, kl=False).z
-            latents = list(drawn * self.analysis.scale.cpu()[:, None, None])
-        elif isinstance(bottleneck, NestedBottleneck):
+            latents = list(self._drawn_prior(size, seed) * self.analysis.scale.cpu()[:, None, None])
+        elif mode in UNDRAWN_MODES:
+            raise ModeError(f"{UNDRAWN_MODES[mode]}; use {', '.join(DRAWN_MODES)}")
+        else:
+            assert isinstance(bottleneck, NestedBottleneck)
             random = np.random.default_rng(seed)
             latents = [
                 bottleneck.from_symbols(bottleneck.draw(grid.rows, grid.cols, random), bucket)
                 for _ in range(count)
             ]
-        elif mode == "ae":
-            raise ModeError("an autoencoder has no prior to draw from; use vae, dvae or vqvae")
-        else:
-            raise ModeError(f"mode {mode} codes pictures, it does not draw them; use vae, dvae or vqvae")
         return [
             to_image(self._synthesise(latent, bucket, height, width), grey=False) for latent in latents
         ]
@@ -243,22 +244,18 @@ class Codec:
             raise ValueError("there must be at least one picture to measure a latent on")
         pictures = [as_picture(image) for image in images]
         mode = self.model.config.mode
-        if mode == "vae":
-            parts = [self._posterior(picture) for picture in pictures]
+        if mode in POSTERIOR_MODES:
+            parts = [self._relative_posterior(picture) for picture in pictures]
             mean, log_variance = (torch.cat([_positions(p[i]) for p in parts]) for i in (0, 1))
-            return gaussian_health(mean, log_variance)
+            return gaussian_health(mean, log_variance, mode=mode)
         latents = [self._latent(picture) for picture in pictures]
-        if mode == "ae":
-            return deterministic_health(
-                torch.cat([_positions(latent) for latent in latents]), self.analysis.scale.cpu()
-            )
+        if MODES[mode] in UNIFORM_MODES:
+            vectors = torch.cat([_positions(latent) for latent in latents])
+            return deterministic_health(vectors, self.analysis.scale.cpu(), mode=mode)
         assert isinstance(self.model.quantizer, ResidualQuantizer)
         posterior = self.model.posterior
         if posterior is None:
-            by_picture = [
-                self.model.quantizer.nearest_stages(_positions(x), (x.shape[1], x.shape[2]))
-                for x in latents
-            ]
+            by_picture = [_nearest_indices(self.model.quantizer, latent) for latent in latents]
             indices = [torch.cat(stage, 1) for stage in zip(*by_picture, strict=True)]
             return codebook_health(indices, self.model.config.quantizer.codewords, mode=mode)
         vectors = torch.cat([_positions(latent) for latent in latents])
@@ -454,16 +451,17 @@ class Codec:
             return _finite(self.analysis(self._pixels(picture))[0].cpu())
 
     def _posterior(self, picture: Picture) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (C, h, w) of mode vae in units of the scale, on the CPU."""
+        """Mean and log-variance (C, h, w) of a Gaussian posterior in units of the scale, on the CPU."""
         with full_precision(self.device):
             mean, log_variance = self.analysis.posterior(self._pixels(picture))
         return _finite(mean[0].cpu()), _finite(log_variance[0].cpu())
 
     def _drawn_latent(self, picture: Picture, seed: int) -> Tensor:
         """A latent (C, h, w) drawn from the posterior."""
-        if self.model.config.mode != "vae":
+        if self.model.config.mode not in POSTERIOR_MODES:
             raise ModeError(
-                f"only mode vae has a posterior to sample from, this model is of {self.model.config.mode}"
+                f"only {' and '.join(POSTERIOR_MODES)} have a posterior to sample from, this model is of "
+                f"mode {self.model.config.mode}"
             )
         drawn = gaussian_sample(*self._posterior(picture), seed=seed, kl=False).z
         return drawn * self.analysis.scale.cpu()[:, None, None]
@@ -478,13 +476,43 @@ class Codec:
             parts = [posterior.divergence(posterior.logits(part)) for part in units.split(1024)]
         return _finite(torch.cat(parts, 1))
 
+    def _drawn_prior(self, size: tuple[int, ...], seed: int) -> Tensor:
+        """Latents (N, C, h, w) drawn from the Gaussian prior, in units of the scale."""
+        zeros = torch.zeros(size, dtype=torch.float32)
+        drawn = gaussian_sample(zeros, zeros, seed=seed, kl=False).z
+        conditional = self.model.conditional
+        if conditional is not None:
+            # What was drawn is the noise of the lower level.
+            upper, noise = drawn.split([conditional.top, size[1] - conditional.top], 1)
+            with full_precision(upper.device):
+                mean, log_variance = conditional(upper)
+            drawn = torch.cat([upper, mean + (0.5 * log_variance).exp() * noise], 1)
+        return drawn
+
+    def _relative_posterior(self, picture: Picture) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (C, h, w) of a Gaussian posterior where its prior is N(0, 1): of two
+        levels, the lower less the mean and in units of the deviation that a draw of the upper gives."""
+        mean, log_variance = self._posterior(picture)
+        conditional = self.model.conditional
+        if conditional is None:
+            return mean, log_variance
+        top = conditional.top
+        upper = gaussian_sample(mean[:top], log_variance[:top], seed=0, kl=False).z
+        with full_precision(upper.device):
+            prior_mean, prior_log_variance = (part[0] for part in conditional(upper[None]))
+        lower, spread = standardise_gaussian(
+            mean[top:], log_variance[top:], prior_mean, prior_log_variance
+        )
+        return torch.cat([mean[:top], lower]), torch.cat([log_variance[:top], spread])
+
     @torch.inference_mode()
     def _divergence_bits(self, picture: Picture) -> float | None:
         """KL of the posterior of a picture from the prior, in bits; None without a posterior."""
-        if self.model.config.mode == "vae":
-            divergence = gaussian_sample(*self._posterior(picture), seed=0).kl
+        if self.model.config.mode in POSTERIOR_MODES:
+            divergence = gaussian_sample(*self._relative_posterior(picture), seed=0).kl
             assert divergence is not None
-            nats = divergence
+            # The mean of a level is a network's, and as large as its weights can make it.
+            nats = _finite(divergence)
         elif self.model.posterior is not None:
             nats = self._categorical_divergence(_positions(self._latent(picture)))
         else:
@@ -517,12 +545,11 @@ def load_codec(
 ) -> Codec:
     """A codec for a model on a device.
 
-    model: name or path; without it, the installed model with `code_id` (from a file's header) if
-    that is given, else the packaged one of `mode` ("vq", "ae", "vae", "dvae", "vqvae"), else the
-    default. device: "cpu", "cuda[:i]"; None or "auto" takes a GPU if there is one. precise: decode in
-    float32 also where bfloat16 is faster. Raises
-    UnknownModelError, ModelFileError, ModeError for a model of another mode, ValueError for an
-    absent device.
+    model: name or path; without it, the installed model with `code_id` if that is given (from a file's
+    header, as its `mode` then is), else the packaged one of `mode`, a key of `vqcodec.model.MODES`, else
+    the default. device: "cpu", "cuda[:i]"; None or "auto" takes a GPU if there is one. precise: decode in
+    float32 also where bfloat16 is faster. Raises UnknownModelError, ModelFileError, ModeError for a named
+    model of another mode, ValueError for an absent device.
     """
     target = resolve_device(device)
     return Codec(load_model(_find(model, code_id, mode)), target, precise=precise)
@@ -542,8 +569,8 @@ def compress(
 ) -> bytes:
     """A .vqc file of a picture: PIL image or uint8 array (H, W, 3) or (H, W).
 
-    quality: 1..100, 50 without a target. mode: "vq" (the default), "ae", "vae", "dvae" or "vqvae".
-    target, sample, stages, effort: see `Codec.compress`.
+    quality: 1..100, 50 without a target. mode: "vq", the default, or another of docs/modes.md that has
+    files. target, sample, stages, effort: see `Codec.compress`.
     """
     codec = _cached_codec(model, device, None, mode)
     return codec.compress(
@@ -592,8 +619,10 @@ def _codec_of(
 ) -> Codec:
     """The codec for a file, unless the file is refused before a model is worth loading."""
     limits.check(header)
-    code_id = header.code_id if model is None else None
-    return _cached_codec(model, device, code_id, precise=precise)
+    if model is None:
+        mode = MODE_NAMES[header.mode]
+        return _cached_codec(None, device, header.code_id, mode, precise=precise)
+    return _cached_codec(model, device, None, precise=precise)
 
 
 def _finite(latent: Tensor) -> Tensor:
@@ -603,6 +632,15 @@ def _finite(latent: Tensor) -> Tensor:
     return latent
 
 
+def _nearest_indices(quantizer: ResidualQuantizer, latent: Tensor) -> list[Tensor]:
+    """The nearest codewords of a latent (C, h, w), (G, P) a stage; of a pooled one, one a block."""
+    grid = (latent.shape[1], latent.shape[2])
+    indices = list(quantizer.nearest_stages(_positions(latent), grid))
+    if quantizer.config.pooled:
+        indices[0] = indices[0][:, kept_positions(grid).bool()]
+    return indices
+
+
 def _positions(latent: Tensor) -> Tensor:
     """Latent (C, h, w) to vectors (h w, C)."""
     return latent.flatten(1).T
@@ -610,7 +648,7 @@ def _positions(latent: Tensor) -> Tensor:
 
 def _find(model: str | Path | None, code_id: int | None, mode: str | None = None) -> Path:
     if model is None and code_id is not None:
-        return find_model_by_code(code_id)
+        return find_model_by_code(code_id, mode=mode)
     return find_model(None if model is None else str(model), mode=mode)
 
 

@@ -37,6 +37,7 @@ from vqcodec.effort import GREEDY_EFFORT
 from vqcodec.errors import CorruptError
 from vqcodec.image import Picture
 from vqcodec.model import MODE_MODELS, QUALITIES
+from vqcodec.modes import POSTERIOR_MODES
 from vqcodec.similarity import ms_ssim_rgb, psnr_rgb
 
 SCHEMA = 1
@@ -49,7 +50,7 @@ CROP_SIDE = 256
 CROP_BPP = 0.5
 """The rate of the crops, where every model reaches it."""
 
-_WITH_DIVERGENCE = ("vae", "dvae")
+_WITH_DIVERGENCE = (*POSTERIOR_MODES, "dvae")
 # A crop's rate: within 2 % of the target, or what so many more encodes find.
 _RATE_TOLERANCE = math.log(1.02)
 _RATE_SEARCH = 3

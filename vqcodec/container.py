@@ -48,9 +48,27 @@ MODE_AE = 1
 MODE_VAE = 2
 MODE_DVAE = 3
 MODE_VQVAE = 4
-MODE_NAMES = {MODE_VQ: "vq", MODE_AE: "ae", MODE_VAE: "vae", MODE_DVAE: "dvae", MODE_VQVAE: "vqvae"}
+MODE_DAE = 5
+MODE_WAE = 6
+MODE_HVAE = 7
+MODE_VQVAE2 = 8
+MODE_FSQ = 9
+MODE_RVQ = 10
+MODE_NAMES = {
+    MODE_VQ: "vq",
+    MODE_AE: "ae",
+    MODE_VAE: "vae",
+    MODE_DVAE: "dvae",
+    MODE_VQVAE: "vqvae",
+    MODE_DAE: "dae",
+    MODE_WAE: "wae",
+    MODE_HVAE: "hvae",
+    MODE_VQVAE2: "vqvae2",
+    MODE_FSQ: "fsq",
+    MODE_RVQ: "rvq",
+}
 """Every mode of the format and the name by which people know it."""
-UNIFORM_MODES = frozenset({MODE_AE, MODE_VAE})
+UNIFORM_MODES = frozenset({MODE_AE, MODE_VAE, MODE_DAE, MODE_WAE, MODE_HVAE})
 """Modes whose latent is quantised uniformly; that of all others is a sum of codewords."""
 UNIFORM_BUCKETS = 100
 """Rate buckets of the uniform modes."""

@@ -1,8 +1,8 @@
 """Quantised values <-> symbols of a byte, and the escapes for values that no symbol can say.
 
-Purpose: the alphabet of the uniform modes, docs/format.md, chapter "Modes 1 and 2". Nearly every
-value is small and becomes one of 255 symbols, which the prior codes; the few others become the
-symbol `ESCAPE`, and their value stands in the escape data, one varint each.
+Purpose: the alphabet of docs/format.md, chapter "The uniform modes". Nearly every value is small and
+becomes one of 255 symbols, which the prior codes; the few others become the symbol `ESCAPE`, and their
+value stands in the escape data, one varint each.
 
 Layout: the alphabet; values to symbols and streams; symbols and streams to values; the varints,
 many at a time.

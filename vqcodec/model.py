@@ -2,9 +2,10 @@
 
 A model file is safetensors (`vqcodec.model_file`). Its JSON holds format, code id, name, mode, the
 configurations of transform, quantiser and prior, the point on the rate axis of each quality, and notes
-of the training. Tensors: `analysis.*` and `synthesis.*`, in mode dvae `posterior.*`
-(`vqcodec.network_weights`); `prior.*` integers; of a vector quantiser `codebook.<stage>.<block>` and, if
-it predicts, `predict.<block>`, int16; of a uniform one `step` and `gain` int32.
+of the training. Tensors: `analysis.*` and `synthesis.*`, in mode dvae `posterior.*`, in mode hvae
+`conditional.*` (`vqcodec.network_weights`); `prior.*` integers; of a vector quantiser
+`codebook.<stage>.<block>` and, if it predicts, `predict.<block>`, int16; of a uniform one `step` and
+`gain` int32.
 
 The code id is the first four bytes of a SHA-256 over what indices depend on (codebooks, prior,
 layout); a file names the code id that it needs. The synthesis network may change without it.
@@ -40,6 +41,7 @@ from safetensors.torch import save
 from vqcodec.bottleneck import NestedBottleneck, VectorBottleneck
 from vqcodec.container import MODE_NAMES, TILE, UNIFORM_BUCKETS, UNIFORM_MODES
 from vqcodec.errors import ModeError, ModelFileError, UnknownModelError
+from vqcodec.hierarchy import ConditionalPrior, HierarchicalBottleneck
 from vqcodec.model_file import (
     FORMAT,
     METADATA_KEY,
@@ -48,6 +50,7 @@ from vqcodec.model_file import (
     read_model_file,
     read_model_header,
 )
+from vqcodec.modes import POSTERIOR_MODES
 from vqcodec.network_weights import load_weights, store_weights
 from vqcodec.posterior import CategoricalPosterior
 from vqcodec.prediction import Predictor, weight_shapes
@@ -70,8 +73,16 @@ _MAX_PRICE = 1e9
 _NAME_LENGTH = 100
 
 MODES = {name: number for number, name in MODE_NAMES.items()}
-MODE_MODELS = {"ae": "ae", "vae": "vae", "dvae": "dvae", "vqvae": "vqvae", "vq": "vq-small"}
-"""The packaged small model of each mode, all trained with one budget; vq has the default model too."""
+MODE_MODELS = {
+    "ae": "ae",
+    "vae": "vae",
+    "dvae": "dvae",
+    "vqvae": "vqvae",
+    "vq": "vq-small",
+    **{mode: mode for mode in ("dae", "wae", "hvae", "vqvae2", "fsq", "rvq")},
+}
+"""The packaged small model of each mode; vq has the default model too. The first five had one budget, the
+others another, and half the size."""
 
 _Config = TypeVar("_Config")
 
@@ -102,6 +113,7 @@ class Model:
     quantizer: ResidualQuantizer | UniformQuantizer
     prior: IntegerPrior
     posterior: CategoricalPosterior | None = None
+    conditional: ConditionalPrior | None = None
 
     @cached_property
     def code_id(self) -> int:
@@ -122,6 +134,8 @@ class Model:
             layout |= {"blocks": quantizer.blocks, "stages": quantizer.stages}
             if quantizer.predicted:
                 layout["predicted"] = quantizer.predicted
+            if quantizer.pooled:
+                layout["pooled"] = True
         digest = hashlib.sha256(json.dumps(layout, sort_keys=True).encode())
         for name, array in sorted(self._coding_tensors().items()):
             shape = ",".join(str(side) for side in array.shape)
@@ -133,7 +147,12 @@ class Model:
     def bottleneck(self) -> VectorBottleneck | UniformBottleneck:
         """The seam between this model's latent and symbols."""
         return make_bottleneck(
-            self.config.mode, self.quantizer, self.prior, self.posterior, self.analysis.scale
+            self.config.mode,
+            self.quantizer,
+            self.prior,
+            self.analysis.scale,
+            posterior=self.posterior,
+            conditional=self.conditional,
         )
 
     def _coding_tensors(self) -> dict[str, NDArray[Any]]:
@@ -152,7 +171,12 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """The weights file."""
-        networks = {"analysis": self.analysis, "synthesis": self.synthesis, "posterior": self.posterior}
+        networks = {
+            "analysis": self.analysis,
+            "synthesis": self.synthesis,
+            "posterior": self.posterior,
+            "conditional": self.conditional,
+        }
         tensors = {
             f"{part}.{name}": value
             for part, network in networks.items()
@@ -169,11 +193,16 @@ def make_bottleneck(
     mode: str,
     quantizer: ResidualQuantizer | UniformQuantizer,
     prior: IntegerPrior,
-    posterior: CategoricalPosterior | None,
     scale: torch.Tensor,
+    *,
+    posterior: CategoricalPosterior | None = None,
+    conditional: ConditionalPrior | None = None,
 ) -> VectorBottleneck | UniformBottleneck:
-    """The bottleneck of a mode; posterior and scale are for the dvae."""
+    """The bottleneck of a mode. scale: of the latent, which posterior (dvae) and conditional (hvae) have
+    for their unit."""
     if isinstance(quantizer, UniformQuantizer):
+        if conditional is not None:
+            return HierarchicalBottleneck(quantizer, prior, conditional=conditional, scale=scale.cpu())
         return UniformBottleneck(quantizer, prior)
     if mode == "vq":
         return VectorBottleneck(quantizer, prior)
@@ -261,19 +290,28 @@ def _why_no_file(name: str) -> str:
     return f"that is not a regular file; name a {SUFFIX} file"
 
 
-def find_model_by_code(code_id: int) -> Path:
+def find_model_by_code(code_id: int, *, mode: str | None = None) -> Path:
     """Path of the model whose files carry this code id, by what the model files say.
 
-    UnknownModelError if none does. A file that says it wrongly is refused by `load_model`.
+    mode: that of the file. Where several models have the code id, one of this mode comes first: models
+    of uniform modes whose prior has learnt nothing yet have all the same. UnknownModelError if none
+    has it. A file that says it wrongly is refused by `load_model`.
     """
     unusable: list[str] = []
+    another: Path | None = None
     for folder in _model_folders():
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             try:
-                if read_model_header(path).get("code_id") == code_id:
-                    return path
+                header = read_model_header(path)
             except ModelFileError as error:
                 unusable.append(str(error))
+                continue
+            if header.get("code_id") == code_id:
+                if mode in (None, header.get("mode", "vq")):
+                    return path
+                another = another or path
+    if another is not None:
+        return another
     known = json.loads((_package_weights() / "known.json").read_text())
     version = known.get(f"{code_id:08x}")
     hint = (
@@ -306,7 +344,7 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     config = ModelConfig(
         name=printable(str(header["name"]), _NAME_LENGTH),
         transform=config_from_json(TransformConfig, header["transform"]),
-        quantizer=_complete_config(quantizer_kind, header["quantizer"], optional=("predicted",)),
+        quantizer=_complete_config(quantizer_kind, header["quantizer"], optional=("predicted", "pooled")),
         prior=_complete_config(PriorConfig, header["prior"]),
         points=tuple(RatePoint(bucket, float(price)) for bucket, price in header["points"]),
         training=dict(header.get("training", {})),
@@ -319,8 +357,12 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     depths = (*transform.analysis_depths, *transform.synthesis_depths)
     if len(depths) != 6 or not all(_is_int(depth) and 0 <= depth <= 16 for depth in depths):
         raise ValueError("a transform has three depths of 0..16 blocks")
-    if transform.posterior is not (mode == "vae"):
-        raise ValueError("a posterior belongs to mode vae")
+    if transform.posterior is not (mode in POSTERIOR_MODES):
+        raise ValueError(f"a posterior belongs to the modes {' and '.join(POSTERIOR_MODES)}")
+    if not _is_int(transform.top) or not 0 <= transform.top < transform.channels:
+        raise ValueError("the upper level has fewer channels than the latent")
+    if (mode == "hvae") != (transform.top > 0) or (transform.top and transform.top not in prior.chunks):
+        raise ValueError("two levels belong to mode hvae, and the lower begins with a chunk of the prior")
     if mode == "dvae" and quantizer.stages != 1:
         raise ValueError("mode dvae has one stage")
     buckets = _check_quantizer(quantizer)
@@ -355,6 +397,8 @@ def _parse_config(header: Mapping[str, Any]) -> ModelConfig:
     edges = (0, *prior.chunks, quantizer.groups)
     if any(a >= b for a, b in zip(edges, edges[1:], strict=False)) or prior.window % 2 == 0:
         raise ValueError("chunks must ascend, the window must be odd")
+    if isinstance(quantizer, QuantizerConfig) and quantizer.pooled is not (mode == "vqvae2"):
+        raise ValueError("a pooled stage belongs to mode vqvae2")
     if isinstance(quantizer, QuantizerConfig) and quantizer.predicted:
         ends = [groups.stop for groups in quantizer.predicted_groups]
         if mode != "vq" or tuple(ends) != prior.chunks[: len(ends)]:
@@ -428,7 +472,15 @@ def _build(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Model:
         posterior = None
         if config.mode == "dvae" and isinstance(config.quantizer, QuantizerConfig):
             posterior = CategoricalPosterior(config.quantizer)
-    networks = {"analysis": analysis, "synthesis": synthesis, "posterior": posterior}
+        conditional = None
+        if config.transform.top:
+            conditional = ConditionalPrior(config.transform.channels, config.transform.top)
+    networks = {
+        "analysis": analysis,
+        "synthesis": synthesis,
+        "posterior": posterior,
+        "conditional": conditional,
+    }
     for name, network in networks.items():
         if network is not None:
             load_weights(network, part(f"{name}."))
@@ -444,7 +496,7 @@ def _build(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Model:
         # A table is empty if its shortest code is too long: found here, not with the first picture.
         expand_tables(prior.tensors[f"{s}.tables"].min(-1, keepdims=True))
     quantizer = _build_quantizer(config.quantizer, tensors)
-    return Model(config, analysis, synthesis, quantizer, prior, posterior)
+    return Model(config, analysis, synthesis, quantizer, prior, posterior, conditional)
 
 
 def _build_quantizer(

@@ -9,7 +9,8 @@ codebook of K codewords; codeword 0 is the zero vector. An index is chosen by
 where bits_k is the code length that the position's own probability table gives, and mu, in squared
 grey levels a bit, is the price of a bit. Codewords are fixed point, int16 in units of
 2^-FRACTION_BITS, so the decoded latent is an exact integer tensor. With a predictor, the first
-stage's codewords are added to what `vqcodec.prediction` says of the leading channels.
+stage's codewords are added to what `vqcodec.prediction` says of the leading channels; a pooled first
+stage is the upper level of a pyramid.
 
 Layout: latent vectors (N, C); indices uint8 (G, N), one array a stage.
 """
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqcodec.prediction import Neighbours, Predictor
+from vqcodec.pyramid import kept_positions, pool_positions, spread_positions
 from vqcodec_kernels import nearest_codeword
 
 FRACTION_BITS = 2
@@ -42,7 +44,8 @@ class QuantizerConfig:
     range of prices over which it is the last one. Prices are the encoder's own: files do not
     depend on them. The ranges of neighbouring stages overlap so that the rate goes on smoothly
     where a stage sets in: a new stage costs about a third more bits at an equal price. predicted:
-    channels of each block of the spatial prediction, whole groups; without any there is none.
+    channels of each block of the spatial prediction, whole groups; without any there is none. pooled:
+    the first stage has one vector for each 2x2 positions (`vqcodec.pyramid`); without prediction.
     """
 
     blocks: tuple[tuple[int, int], ...] = ((8, 1), (4, 2), (68, 4))
@@ -51,6 +54,7 @@ class QuantizerConfig:
     first: tuple[float, ...] = (12000.0, 2400.0, 400.0, 95.0)
     last: tuple[float, ...] = (930.0, 225.0, 58.0, 25.0)
     predicted: tuple[int, ...] = ()
+    pooled: bool = False
 
     @property
     def groups(self) -> int:
@@ -171,6 +175,12 @@ class ResidualQuantizer:
         Returns indices uint8 (G, N P) and what is decoded with them.
         """
         count, places, channels = target.shape
+        if self.config.pooled and not stage:
+            means = pool_positions(target - to_latent(decoded), grid)
+            index = self.assign(stage, means.reshape(-1, channels), bias, bias_table)
+            index = index.reshape(-1, count, places) * kept_positions(grid).to(index.device)
+            codewords = self.look_up(stage, index.flatten(1)).reshape(decoded.shape)
+            return index.flatten(1), decoded + spread_positions(codewords, grid)
         if stage or self.predictor is None:
             residual = (target - to_latent(decoded)).reshape(-1, channels)
             index = self.assign(stage, residual, bias, bias_table)

@@ -34,8 +34,8 @@ from vqcodec.comparison import (
 )
 from vqcodec.similarity import MS_SSIM_SIDE, ms_ssim_decibels
 
-# Every row that there can be; a row's place here is that of its colour and of its marker.
-_LABELS = (*MODES, DEFAULT_LABEL)
+# Every row that there can be; a row's place here is that of its colour and of its marker, which it keeps.
+_LABELS = (*MODES[:5], DEFAULT_LABEL, *MODES[5:])
 # Colour on light and on dark ground of each row; after Okabe and Ito's palette, which the colour
 # blind can tell apart, made darker or lighter until text in it can be read.
 _COLOURS = (
@@ -45,6 +45,12 @@ _COLOURS = (
     ("#a04090", "#e79bd6"),
     ("#876700", "#e8c547"),
     ("#4b5563", "#cbd2da"),
+    ("#a3201a", "#ff9f97"),
+    ("#3d5a00", "#b5d96c"),
+    ("#5b3fb8", "#b9a6ff"),
+    ("#0b6473", "#6fd3e3"),
+    ("#8c3b62", "#f0a3c2"),
+    ("#6b4a2b", "#d9b38c"),
 )
 # Markers of the rows around the origin, drawn with a radius of about 5.
 _MARKERS = (
@@ -54,6 +60,12 @@ _MARKERS = (
     '<path d="M0-6 6 0 0 6-6 0Z"/>',
     '<path d="M0 5.6 5.4-4H-5.4Z"/>',
     '<path d="M-1.8-5.4H1.8V-1.8H5.4V1.8H1.8V5.4H-1.8V1.8H-5.4V-1.8H-1.8Z"/>',
+    '<path d="M-5.2 0-2.6-4.5H2.6L5.2 0 2.6 4.5H-2.6Z"/>',
+    '<rect x="-2.2" y="-6" width="4.4" height="12"/>',
+    '<rect x="-6" y="-2.2" width="12" height="4.4"/>',
+    '<path d="M-5-2-2-5 0-3 2-5 5-2 3 0 5 2 2 5 0 3-2 5-5 2-3 0Z"/>',
+    '<path d="M-5.6 0 4-5.4V5.4Z"/>',
+    '<path d="M5.6 0-4 5.4V-5.4Z"/>',
 )
 _STATE_WORDS = {
     HEALTHY: "healthy",
@@ -144,7 +156,7 @@ that rate. Times are wall clock with the model loaded, one run each.</p>
 would take if a sample of the latent were all that had to arrive, and were coded ideally under that
 prior. It does not depend on the quality. The file beside it holds the latent in another way, values
 or indices rounded to the chosen rate under a prior that knows their surroundings, so it may take more
-bits than KL or fewer. Only the modes vae and dvae have a posterior that is not a point.</p>
+bits than KL or fewer. Only the modes vae, hvae and dvae have a posterior that is not a point.</p>
 <p>A <b>unit</b> is a channel of a continuous latent or a codebook of a discrete one. It is idle where
 it says the same whatever the picture shows. A latent that has <b>collapsed</b> has nearly nothing but
 idle units; the opposite failure of a VAE is a posterior so narrow that it is a plain autoencoder

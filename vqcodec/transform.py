@@ -28,7 +28,7 @@ class TransformConfig:
 
     A zero depth everywhere leaves the linear path alone. `rates` is the number of rate buckets
     the synthesis is told about (0: none). posterior: the analysis gives a log-variance beside
-    every latent value (mode vae).
+    every latent value (modes vae and hvae); top: channels of the upper of two levels (mode hvae).
     """
 
     channels: int = 288
@@ -38,6 +38,7 @@ class TransformConfig:
     synthesis_depths: tuple[int, int, int] = (2, 2, 2)
     rates: int = 32
     posterior: bool = False
+    top: int = 0
 
 
 class ResidualBlock(nn.Module):

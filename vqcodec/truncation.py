@@ -1,7 +1,8 @@
 """Smaller files out of a file, by leaving out its last stages.
 
-Purpose: a file of mode vq, dvae or vqvae is progressive: without its last stages it is the file of a
-coarser picture, and no pixel, model or symbol is needed to make it. docs/format.md, *Stages* of mode 0.
+Purpose: a file of mode vq, dvae, vqvae, vqvae2, fsq or rvq is progressive: without its last stages it is
+the file of a coarser picture, and no pixel, model or symbol is needed to make it. docs/format.md,
+*Stages* of mode 0.
 
 Invariants: the result is a whole file; with as many stages as there are it is the same file, byte by
 byte. It is what the encoder writes when told to stop at that stage. Sections that are not stages stay.

@@ -1,4 +1,4 @@
-"""Uniform quantisation of continuous latents, and its bottleneck (modes ae and vae).
+"""Uniform quantisation of continuous latents, and its bottleneck (modes ae, vae, dae, wae, hvae).
 
 A value n of channel c stands for n * step[c] * gain[bucket]: the steps of the channels keep their
 proportions, the rate bucket scales them all. Values are coded as symbols of a byte by the same
@@ -94,7 +94,7 @@ def level_of(bucket: int, buckets: int = UNIFORM_BUCKETS) -> int:
 
 
 class UniformBottleneck:
-    """Uniform quantisation with the integer conditional prior (modes 1 and 2).
+    """Uniform quantisation with the integer conditional prior (the uniform modes).
 
     threads: of the integer layers; None follows `torch.get_num_threads()`.
     """
@@ -120,13 +120,17 @@ class UniformBottleneck:
     ) -> list[SymbolPlane]:
         """One plane; of the nearest value, the next towards zero and zero, each takes the one with
         the least squared error plus price of its bits."""
-        steps = self.quantizer.steps(point.bucket)
-        scaled = latent.double().cpu().numpy() / steps[:, None, None]
+        steps = self.quantizer.steps(point.bucket)[:, None, None]
+        target = latent.double().cpu().numpy()
+        scaled = target / steps
         context = self._context(*latent.shape[1:])
         context.begin_stage(level_of(point.bucket, self.buckets))
         values = np.zeros(latent.shape, np.int32)
 
         def choose(step: Pass, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            expected = self._expected(values, point.bucket, step)
+            if expected is not None:
+                scaled[:] = (target - expected) / steps
             here = step.groups, step.rows, step.columns
             values[here] = self._choose_values(scaled[here], step.groups, tables)
             return split_values(values[here])
@@ -169,6 +173,11 @@ class UniformBottleneck:
     def shown_bucket(self, indices: Sequence[NDArray[np.integer]], bucket: int) -> int:
         """The bucket itself: these files have nothing to cut."""
         return bucket
+
+    def _expected(self, values: NDArray[np.int32], bucket: int, step: Pass) -> NDArray[np.float64] | None:
+        """What the values chosen so far (C, H, W) say of the latent before a pass, (C, H, W) in grey
+        levels, if that is more than before: values say what the latent is beyond it."""
+        return None
 
     @cached_property
     def _bits(self) -> NDArray[np.float32]:

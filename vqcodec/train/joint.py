@@ -53,7 +53,9 @@ class JointTrainer:
             if not parameter.requires_grad:
                 continue
             share = _LINEAR_SHARE if ".linear." in name else 1.0
-            shares[_OBJECTIVE_SHARE if name.startswith("objective.") else share].append(parameter)
+            if name.startswith("objective.") and ".conditional." not in name:
+                share = _OBJECTIVE_SHARE
+            shares[share].append(parameter)
         self.shares = list(shares)
         self.parameters = [p for group in shares.values() for p in group]
         self.optimizer = torch.optim.Adam(

@@ -1,20 +1,25 @@
-"""What each mode makes of a latent in training, and what it pays for it: ae, vae, vqvae, dvae.
+"""What each mode makes of a latent in training, and what it pays for it: all modes but vq.
 
 Every objective turns the latent of a batch into the one that the synthesis sees and adds a penalty to
 the reconstruction, which all share. Losses are in nats for each sample of a picture:
 
     reconstruction   mse: |x - x'|^2 / (2 s^2),   mae: sqrt(2) |x - x'| / s      (s: noise)
-    ae               nothing
+    ae, dae          nothing; the dae sees pixels with noise
     vae              C KL(N(mu, sigma^2) || N(0, 1))
-    vqvae            (beta |y - sg(e)|^2 + sum over stages of |sg(r) - e_r|^2) / (2 s^2)
+    hvae             C (KL(q(z1 | x) || N(0, 1)) + KL(q(z2 | x) || p(z2 | z1)))
+    wae              C MMD(z, N(0, 1)), of a position's values together
+    vqvae and kin    (beta |y - sg(e)|^2 + sum over stages of |sg(r) - e_r|^2) / (2 s^2)
     dvae             C KL(q(k | y) || p(k))
 
-r is what the stages before leave of y; the sum is left out where codewords are moving averages.
+r is what the stages before leave of y; the sum is left out where codewords are moving averages, or stay
+where they are (fsq).
 
 Layout: latent (N, C, h, w) in grey levels; `scale` (C,) is its unit where a prior is N(0, 1).
 Sources: D. Kingma, M. Welling 2014 (vae); A. van den Oord, O. Vinyals, K. Kavukcuoglu, "Neural
 discrete representation learning", 2017 (vqvae); E. Jang, S. Gu, B. Poole, "Categorical
-reparameterization with Gumbel-softmax", 2017 and A. Ramesh et al. 2021 (dvae).
+reparameterization with Gumbel-softmax", 2017 and A. Ramesh et al. 2021 (dvae); P. Vincent et al.,
+"Extracting and composing robust features with denoising autoencoders", 2008 (dae); I. Tolstikhin et al.,
+"Wasserstein auto-encoders", 2018 (wae); F. Mentzer et al., "Finite scalar quantization", 2024 (fsq).
 """
 
 import math
@@ -26,8 +31,11 @@ import torch
 from torch import Tensor, nn
 
 from vqcodec.bottleneck import count_nested
+from vqcodec.divergences import maximum_mean_discrepancy
+from vqcodec.hierarchy import ConditionalPrior
 from vqcodec.posterior import CategoricalPosterior
 from vqcodec.precision import fast_precision
+from vqcodec.pyramid import kept_positions, pool_positions, spread_positions
 from vqcodec.quantizer import LEVELS, SCALE, QuantizerConfig, ResidualQuantizer
 from vqcodec.train.settings import ObjectiveConfig
 from vqcodec.transform import Analysis
@@ -36,6 +44,8 @@ from vqcodec_kernels import codebook_stats, gaussian_sample, quantize
 _SAMPLES = 3 * 16 * 16
 # A codeword that wins less often than one vector in so many is moved onto a live vector.
 _RARE = 1 / 20_000
+# Positions of a batch that the wae compares with draws: the work grows with the square.
+_COMPARED = 512
 # Part of the batch in which everything is coded; the rest learns to do with less.
 _COMPLETE_SHARE = 0.5
 
@@ -85,6 +95,36 @@ class AutoencoderObjective(Objective):
         return Relaxed(latent, latent.new_zeros(()))
 
 
+class DenoisingObjective(Objective):
+    """The latent of pixels with noise; what is reconstructed are the pixels."""
+
+    def forward(
+        self, analysis: Analysis, pixels: Tensor, random: np.random.Generator, progress: float
+    ) -> Relaxed:
+        noise = _standard_normal(pixels.shape, random, pixels.device)
+        with fast_precision(pixels.device):
+            latent = analysis(pixels + self.config.input_noise * noise)
+        return Relaxed(latent, latent.new_zeros(()))
+
+
+class WassersteinObjective(Objective):
+    """The latent as it is; what all positions together have is compared with N(0, 1)."""
+
+    def forward(
+        self, analysis: Analysis, pixels: Tensor, random: np.random.Generator, progress: float
+    ) -> Relaxed:
+        with fast_precision(pixels.device):
+            latent = analysis(pixels)
+        vectors = (latent / analysis.scale[:, None, None]).permute(0, 2, 3, 1).flatten(0, 2)
+        count, channels = min(_COMPARED, len(vectors)), vectors.shape[1]
+        chosen = torch.from_numpy(random.choice(len(vectors), count, replace=False))
+        drawn = _standard_normal((count, channels), random, vectors.device)
+        # The usual scales: those of the squared distance of two draws.
+        scales = [share * 2 * channels for share in (0.1, 0.2, 0.5, 1, 2, 5, 10)]
+        distance = maximum_mean_discrepancy(vectors[chosen.to(vectors.device)], drawn, scales=scales)
+        return Relaxed(latent, self.config.weight * distance)
+
+
 class GaussianObjective(Objective):
     """A sample of the posterior, and its divergence from N(0, 1)."""
 
@@ -99,6 +139,33 @@ class GaussianObjective(Objective):
         assert divergence is not None
         penalty = self.config.weight * divergence.sum() / pixels.numel()
         return Relaxed(drawn * analysis.scale[:, None, None], penalty)
+
+
+class HierarchicalObjective(Objective):
+    """A sample of two levels, and their divergence from N(0, 1) and from p(z2 | z1)."""
+
+    def __init__(self, config: ObjectiveConfig, conditional: ConditionalPrior) -> None:
+        super().__init__(config)
+        self.conditional = conditional
+
+    def forward(
+        self, analysis: Analysis, pixels: Tensor, random: np.random.Generator, progress: float
+    ) -> Relaxed:
+        with fast_precision(pixels.device):
+            mean, log_variance = analysis.posterior(pixels)
+        top, seeds = self.conditional.top, random.integers(2**63, size=2, dtype=np.uint64)
+        upper, divergence = gaussian_sample(mean[:, :top], log_variance[:, :top], seed=int(seeds[0]))
+        prior_mean, prior_log_variance = self.conditional(upper)
+        lower, rest = gaussian_sample(
+            mean[:, top:],
+            log_variance[:, top:],
+            seed=int(seeds[1]),
+            prior_mu=prior_mean,
+            prior_logvar=prior_log_variance,
+        )
+        assert divergence is not None and rest is not None
+        penalty = self.config.weight * (divergence.sum() + rest.sum()) / pixels.numel()
+        return Relaxed(torch.cat([upper, lower], 1) * analysis.scale[:, None, None], penalty)
 
 
 class CodebookObjective(Objective):
@@ -174,7 +241,16 @@ class NearestObjective(CodebookObjective):
         residual, decoded = vectors.detach(), torch.zeros_like(vectors)
         penalty = latent.new_zeros(())
         for stage, mask in enumerate(masks):
-            codewords, loss = self._quantise_stage(stage, residual, random)
+            if self.layout.pooled and not stage:
+                grids = residual.reshape(count, height * width, channels)
+                means = pool_positions(grids, (height, width))
+                first = kept_positions((height, width)).bool().to(means.device)
+                found, loss = self._quantise_stage(stage, means[:, first].flatten(0, 1), random)
+                upper = torch.zeros_like(grids)
+                upper[:, first] = found.reshape(count, -1, channels)
+                codewords = spread_positions(upper, (height, width)).flatten(0, 1)
+            else:
+                codewords, loss = self._quantise_stage(stage, residual, random)
             penalty = penalty + loss
             decoded += codewords * mask
             residual = residual - codewords
@@ -199,7 +275,7 @@ class NearestObjective(CodebookObjective):
             found = quantize(vectors, self.books[number] * units[block])
             if self.config.codebook == "gradient":
                 loss = loss + found.codebook_loss * vectors.numel()
-            elif self.training:
+            elif self.config.codebook == "ema" and self.training:
                 self._follow(number, units[block], vectors, found.index, random)
             parts.append(found.x_q.detach().transpose(0, 1).reshape(len(residual), -1))
         return torch.cat(parts, 1), loss
@@ -280,6 +356,11 @@ def start_posterior(
         posterior.log_prior.copy_(-bits * math.log(2))
         posterior.bias.copy_(posterior.log_prior)
     return posterior
+
+
+def _standard_normal(shape: tuple[int, ...], random: np.random.Generator, device: torch.device) -> Tensor:
+    generator = torch.Generator(device).manual_seed(int(random.integers(2**62)))
+    return torch.randn(shape, generator=generator, device=device)
 
 
 def _kept_groups(

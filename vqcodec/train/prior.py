@@ -432,7 +432,12 @@ class PriorTrainer:
         spent = []
         for stage, net in enumerate(self.nets):
             index, level = _windows(
-                self.photos, stage, config.prior_batch, config.prior_window, self.random
+                self.photos,
+                stage,
+                config.prior_batch,
+                config.prior_window,
+                self.random,
+                pooled=isinstance(config.quantizer, QuantizerConfig) and config.quantizer.pooled,
             )
             spatial = int(self.random.choice(PASSES, p=[0.25, 0.25, 0.5]))
             bits = net(index, level, spatial)
@@ -479,8 +484,13 @@ def _windows(
     batch: int,
     side: int,
     random: np.random.Generator,
+    *,
+    pooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Random windows (N, stage + 1, G, side, side) and their levels, of photos that have the stage."""
+    """Random windows (N, stage + 1, G, side, side) and their levels, of photos that have the stage.
+
+    pooled: the blocks of a pooled stage begin at even rows and columns, in a window as in a grid.
+    """
     able = [p for p in photos if len(p.index) > stage]
     area = np.array([p.index.shape[2] * p.index.shape[3] for p in able], np.float64)
     windows, levels = [], []
@@ -489,6 +499,8 @@ def _windows(
         height, width = photo.index.shape[2:]
         top = random.integers(0, max(1, height - side + 1))
         left = random.integers(0, max(1, width - side + 1))
+        if pooled:
+            top, left = top - top % 2, left - left % 2
         cut = photo.index[: stage + 1, :, top : top + side, left : left + side]
         missing = (side - cut.shape[2], side - cut.shape[3])
         if any(missing):

@@ -30,6 +30,7 @@ from vqcodec.collapse import describe
 from vqcodec.effort import GREEDY_EFFORT
 from vqcodec.errors import ModelFileError, OutputExistsError
 from vqcodec.files import write_atomically
+from vqcodec.hierarchy import ConditionalPrior
 from vqcodec.model import (
     MODE_MODELS,
     QUALITIES,
@@ -39,6 +40,7 @@ from vqcodec.model import (
     load_model,
     make_bottleneck,
 )
+from vqcodec.modes import POSTERIOR_MODES
 from vqcodec.posterior import CategoricalPosterior
 from vqcodec.prediction import Predictor
 from vqcodec.prior import IntegerPrior
@@ -47,13 +49,17 @@ from vqcodec.search import search_symbols
 from vqcodec.train.calibration import calibrate_points
 from vqcodec.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from vqcodec.train.joint import JointTrainer
+from vqcodec.train.lattice import lattice_quantizer
 from vqcodec.train.objectives import (
     AutoencoderObjective,
     CategoricalObjective,
     CodebookObjective,
+    DenoisingObjective,
     GaussianObjective,
+    HierarchicalObjective,
     NearestObjective,
     Objective,
+    WassersteinObjective,
     start_posterior,
 )
 from vqcodec.train.photos import PhotoSet, load_photos, random_crops
@@ -72,6 +78,7 @@ from vqcodec.train.settings import (
     ObjectiveConfig,
     TrainConfig,
     config_to_json,
+    mode_objective,
     preset_config,
     train_config_from_json,
 )
@@ -79,7 +86,15 @@ from vqcodec.train.start import GRID, fit_codebooks, principal_components, sampl
 from vqcodec.train.steps import fit_steps, start_uniform
 from vqcodec.train.synthesis import SynthesisTrainer
 from vqcodec.train.vector import VectorTrainer
-from vqcodec.transform import LOG_VARIANCE_MIN, PIXEL_MEAN, STRIDE, Analysis, Synthesis, pad_pixels
+from vqcodec.transform import (
+    LOG_VARIANCE_MIN,
+    PIXEL_MEAN,
+    STRIDE,
+    Analysis,
+    Synthesis,
+    TransformConfig,
+    pad_pixels,
+)
 from vqcodec.uniform import UniformBottleneck, UniformConfig, UniformQuantizer
 
 logger = logging.getLogger(__name__)
@@ -88,6 +103,14 @@ _CHECKPOINT_SECONDS = 60
 # Larger pictures are cut to this side when the prior's indices are cached.
 _CACHE_SIDE = 1024
 _CALIBRATION_SIDE = 384
+# Log-variance that the levels of an hvae begin with, and its spread.
+_NARROW, _NARROW_SPREAD = -9.0, 0.1
+_SIMPLE_OBJECTIVES: dict[str, type[Objective]] = {
+    "ae": AutoencoderObjective,
+    "dae": DenoisingObjective,
+    "vae": GaussianObjective,
+    "wae": WassersteinObjective,
+}
 # Rates that each photo is coded at for the prior's first round.
 _COPIES = 3
 
@@ -110,13 +133,19 @@ class _Run:
     done: list[str]
     notes: dict[str, Any]
     posterior: CategoricalPosterior | None = None
+    conditional: ConditionalPrior | None = None
     # The prior that the run began with, if it had learnt to choose.
     learnt: IntegerPrior | None = None
 
     @property
     def bottleneck(self) -> VectorBottleneck | UniformBottleneck:
         return make_bottleneck(
-            self.config.mode, self.quantizer, self.prior, self.posterior, self.analysis.scale
+            self.config.mode,
+            self.quantizer,
+            self.prior,
+            self.analysis.scale,
+            posterior=self.posterior,
+            conditional=self.conditional,
         )
 
     @property
@@ -134,7 +163,15 @@ class _Run:
             training={"config": dataclasses.asdict(self.config), "seed": self.seed, **self.notes},
             mode=self.config.mode,
         )
-        return Model(config, self.analysis, self.synthesis, self.quantizer, self.prior, self.posterior)
+        return Model(
+            config,
+            self.analysis,
+            self.synthesis,
+            self.quantizer,
+            self.prior,
+            self.posterior,
+            self.conditional,
+        )
 
     def write(self) -> None:
         write_atomically(self.out, self.model().to_bytes(), overwrite=True)
@@ -147,6 +184,7 @@ class _Run:
             "synthesis": self.synthesis.state_dict(),
             "quantizer": _quantizer_state(self.quantizer),
             "posterior": None if self.posterior is None else self.posterior.state_dict(),
+            "conditional": None if self.conditional is None else self.conditional.state_dict(),
             "bits": self.bits,
             "prior": _prior_state(self.prior),
             "learnt": None if self.learnt is None else _prior_state(self.learnt),
@@ -301,7 +339,7 @@ def _check_resumed(
         raise ValueError(f"the checkpoint is of mode {run.config.mode}, not {mode}")
     if phases is not None and phases != run.phases:
         raise ValueError(f"the checkpoint has the phases {', '.join(run.phases)}")
-    if objective is not None and objective != run.config.objective:
+    if objective is not None and mode_objective(run.config.mode, objective) != run.config.objective:
         raise ValueError("the checkpoint was made with other losses")
 
 
@@ -325,19 +363,33 @@ def _start(
     else:
         vectors = sample_patches(photos.train, config.codebook_vectors, random)
         latents = vectors @ weight.reshape(channels, -1).T
-        reach = PIXEL_MEAN * weight.flatten(1).abs().sum(1)
-        quantizer, bits = fit_codebooks(
-            latents, config.quantizer, reach, iterations=config.codebook_iterations, random=random
-        )
-    posterior = None
+        if config.mode == "fsq":
+            layout = config.quantizer
+            quantizer = lattice_quantizer(layout, deviation)
+            equal = torch.full(
+                (layout.stages, layout.groups, layout.codewords), math.log2(layout.codewords)
+            )
+            bits = static_bits(latents, quantizer, equal, iterations=1)
+        else:
+            reach = PIXEL_MEAN * weight.flatten(1).abs().sum(1)
+            quantizer, bits = fit_codebooks(
+                latents, config.quantizer, reach, iterations=config.codebook_iterations, random=random
+            )
+    posterior = conditional = None
     if config.mode == "dvae" and isinstance(quantizer, ResidualQuantizer):
         posterior = start_posterior(quantizer, bits[0], deviation, config.objective.noise)
+    if config.transform.top:
+        conditional = ConditionalPrior(channels, config.transform.top).requires_grad_(False)
     analysis, synthesis = Analysis(config.transform), Synthesis(config.transform)
     analysis.linear.weight.data.copy_(weight)
     analysis.scale.copy_(deviation)
     synthesis.linear.weight.data.copy_(weight)
     synthesis.scale.copy_(deviation)
-    if analysis.log_variance is not None:
+    if conditional is not None and analysis.log_variance is not None:
+        # Levels that begin narrow are both used; a wide one lets the other do all the work.
+        start = torch.randn(channels, generator=torch.Generator().manual_seed(seed))
+        analysis.log_variance.data.copy_(_NARROW + _NARROW_SPREAD * start)
+    elif analysis.log_variance is not None:
         # What the best linear code leaves of a channel: noise, and at most all of it.
         spread = 2 * (config.objective.noise / deviation).log()
         analysis.log_variance.data.copy_(spread.clamp(LOG_VARIANCE_MIN, 0))
@@ -356,6 +408,7 @@ def _start(
         done=["start"],
         notes={"pictures": len(photos.train)},
         posterior=posterior,
+        conditional=conditional,
     )
 
 
@@ -406,6 +459,7 @@ def _from_model(
         done=[],
         notes={"pictures": len(photos.train), "init": f"{model.code_id:08x}"},
         posterior=model.posterior,
+        conditional=model.conditional,
         learnt=model.prior if is_conditional(model.prior) else None,
     )
 
@@ -451,6 +505,7 @@ def _resumed(state: dict[str, Any], out: Path, device: str) -> tuple[_Run, dict[
             done=list(state["done"]),
             notes=json.loads(state["notes"]),
             posterior=_posterior_from_state(config.quantizer, state["posterior"]),
+            conditional=_conditional_from_state(config.transform, state.get("conditional")),
             learnt=learnt and prior.replace({k: v.numpy() for k, v in learnt.items()}),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -491,6 +546,16 @@ def _posterior_from_state(
     posterior = CategoricalPosterior(config)
     posterior.load_state_dict(state)
     return posterior.requires_grad_(False)
+
+
+def _conditional_from_state(
+    config: TransformConfig, state: dict[str, Tensor] | None
+) -> ConditionalPrior | None:
+    if state is None:
+        return None
+    conditional = ConditionalPrior(config.channels, config.top)
+    conditional.load_state_dict(state)
+    return conditional.requires_grad_(False)
 
 
 def _train_synthesis(
@@ -602,7 +667,7 @@ def _train_joint(
     if isinstance(objective, CodebookObjective):
         run.quantizer = objective.quantizer()
     centre = [_centre(photo, _CALIBRATION_SIDE) for photo in photos.validation]
-    if isinstance(objective, GaussianObjective):
+    if run.config.mode in POSTERIOR_MODES:
         run.quantizer = fit_steps(run.analysis, centre)
     health = Codec(run.model(), torch.device("cpu")).inspect_latent(centre)
     run.notes["health"] = dataclasses.asdict(health)
@@ -612,13 +677,14 @@ def _train_joint(
 def _objective(run: _Run) -> Objective:
     """The trained part of a run's bottleneck."""
     settings, mode = run.config.objective, run.config.mode
-    if mode == "ae":
-        return AutoencoderObjective(settings)
-    if mode == "vae":
-        return GaussianObjective(settings)
-    if mode == "vqvae":
+    if mode in _SIMPLE_OBJECTIVES:
+        return _SIMPLE_OBJECTIVES[mode](settings)
+    if mode == "hvae":
+        assert run.conditional is not None
+        return HierarchicalObjective(settings, run.conditional.requires_grad_(True))
+    if mode != "dvae":
         return NearestObjective(settings, run.vector_quantizer, run.analysis.scale)
-    assert mode == "dvae" and run.posterior is not None
+    assert run.posterior is not None
     run.posterior.requires_grad_(True)
     return CategoricalObjective(settings, run.vector_quantizer, run.analysis.scale, run.posterior)
 

@@ -7,28 +7,31 @@ from typing import Any, Literal
 
 from vqcodec.container import UNIFORM_MODES
 from vqcodec.model import MODES, config_from_json
+from vqcodec.modes import POSTERIOR_MODES
 from vqcodec.prior import PriorConfig
 from vqcodec.quantizer import QuantizerConfig
 from vqcodec.transform import TransformConfig
 from vqcodec.uniform import UniformConfig
 
 Reconstruction = Literal["mse", "mae"]
-CodebookRule = Literal["ema", "gradient"]
+CodebookRule = Literal["ema", "gradient", "fixed"]
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What the modes but vq minimise (docs/modes.md has the losses).
 
-    weight: C, of the divergence from the prior (vae, dvae). noise: standard deviation of the
-    pixels around the decoded ones that reconstruction assumes, in grey levels. commitment: beta of
-    the vqvae. codebook, decay: how the vqvae's codewords follow, by a moving average with this decay
-    or by gradient. temperature: of the dvae's relaxed samples, at the start and at the end.
+    weight: C, of the divergence from the prior (vae, hvae, dvae, wae). noise: standard deviation of the
+    pixels around the decoded ones that reconstruction assumes, in grey levels. input_noise: that of what
+    the dae is shown in place of the pixels. commitment: beta of the vqvae and its kin. codebook, decay:
+    how their codewords follow, by a moving average with this decay, by gradient or not at all (fsq).
+    temperature: of the dvae's relaxed samples, at the start and at the end.
     """
 
     weight: float = 1.0
     reconstruction: Reconstruction = "mse"
     noise: float = 8.0
+    input_noise: float = 20.0
     commitment: float = 0.25
     codebook: CodebookRule = "ema"
     decay: float = 0.99
@@ -150,15 +153,38 @@ def small_config() -> TrainConfig:
     )
 
 
-PRESETS = {"default": default_config, "small": small_config, "tiny": tiny_config}
+def mini_config() -> TrainConfig:
+    """A model of half a megabyte: the rest of the family, for reference."""
+    return TrainConfig(
+        transform=TransformConfig(
+            channels=64,
+            analysis_widths=(32, 24, 16),
+            synthesis_widths=(32, 24, 16),
+            synthesis_depths=(1, 1, 1),
+            rates=0,
+        ),
+        quantizer=QuantizerConfig(
+            blocks=((8, 1), (4, 2), (12, 4)),
+            codewords=128,
+            mu=(1200.0, 150.0),
+            first=(12000.0, 1500.0),
+            last=(520.0, 58.0),
+        ),
+        prior=PriorConfig(tables=8, hidden=(24, 16), group_hidden=10, chunks=(6, 13)),
+        prior_share=0.25,
+        smoothing=0.995,
+    )
+
+
+PRESETS = {"default": default_config, "small": small_config, "mini": mini_config, "tiny": tiny_config}
 
 
 def preset_config(preset: str, mode: str = "vq", objective: ObjectiveConfig | None = None) -> TrainConfig:
     """The settings of a preset for a mode. ValueError for unknown names.
 
-    Modes differ in the bottleneck alone: ae and vae quantise every channel by itself, the dvae has
-    one stage, the vqvae no price of a bit, and only vq predicts. Where it is not vq, the analysis has the
-    branch that the synthesis has.
+    Modes differ in the bottleneck alone: the uniform ones quantise every channel by itself, the dvae has
+    one stage, the rvq twice as many of a quarter of the codewords, only vq has a price of a bit and
+    predicts. Where it is not vq, the analysis has the branch that the synthesis has.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
@@ -166,7 +192,8 @@ def preset_config(preset: str, mode: str = "vq", objective: ObjectiveConfig | No
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if objective is not None and mode == "vq":
         raise ValueError("mode vq has no losses to choose: its rate is a price, not a weight")
-    config = dataclasses.replace(PRESETS[preset](), mode=mode, objective=objective or ObjectiveConfig())
+    objective = mode_objective(mode, objective or ObjectiveConfig())
+    config = dataclasses.replace(PRESETS[preset](), mode=mode, objective=objective)
     if mode == "vq":
         return config
     quantizer = config.quantizer
@@ -176,22 +203,40 @@ def preset_config(preset: str, mode: str = "vq", objective: ObjectiveConfig | No
         config.transform,
         analysis_depths=config.transform.synthesis_depths,
         rates=0,
-        posterior=mode == "vae",
+        posterior=mode in POSTERIOR_MODES,
     )
     config = dataclasses.replace(config, transform=transform)
     if MODES[mode] in UNIFORM_MODES:
         chunks = (quantizer.channels // 12, quantizer.channels // 3)
+        if mode == "hvae":
+            # The upper level has the channels that most of a picture's energy is in.
+            transform = dataclasses.replace(transform, top=chunks[0])
+            config = dataclasses.replace(config, transform=transform)
         prior = dataclasses.replace(
             config.prior, tables=config.prior.tables // 2, group_hidden=12, chunks=chunks
         )
         uniform = UniformConfig(channels=quantizer.channels)
         return dataclasses.replace(config, quantizer=uniform, prior=prior)
-    stages = 1 if mode == "dvae" else quantizer.stages
+    stages, codewords = quantizer.stages, quantizer.codewords
+    if mode == "dvae":
+        stages = 1
+    if mode == "rvq":
+        stages, codewords = 2 * stages, max(2, codewords // 4)
     free = (1.0,) * stages
-    quantizer = dataclasses.replace(quantizer, mu=free, first=free, last=free)
+    quantizer = dataclasses.replace(
+        quantizer, codewords=codewords, mu=free, first=free, last=free, pooled=mode == "vqvae2"
+    )
     # A step of the dvae weighs every codeword: half as many pictures are still twice the work.
     batch = config.batch // 2 if mode == "dvae" else config.batch
     return dataclasses.replace(config, quantizer=quantizer, batch=batch)
+
+
+def mode_objective(mode: str, objective: ObjectiveConfig) -> ObjectiveConfig:
+    """The losses that a mode can have of those that are asked for."""
+    if mode == "fsq":
+        # A lattice stays where it is, and it has an edge.
+        return dataclasses.replace(objective, codebook="fixed")
+    return objective
 
 
 def config_to_json(config: TrainConfig) -> str:

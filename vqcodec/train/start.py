@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqcodec.prediction import CLASSES, Predictor, neighbours
+from vqcodec.pyramid import kept_positions, pool_positions
 from vqcodec.quantizer import SCALE, QuantizerConfig, ResidualQuantizer, to_latent
 from vqcodec.train.photos import random_crops
 from vqcodec.train.predictor import NormalEquations
@@ -93,7 +94,8 @@ def _fit_first(
     """Codebooks, code lengths (G, K) and prediction of the first stage, and what it leaves (N, C)."""
     price = config.mu[0]
     if not config.predicted:
-        books, bits = _fit_books(latents, config, price, iterations, random)
+        fitted = _block_means(latents) if config.pooled else latents
+        books, bits = _fit_books(fitted, config, price, iterations, random)
         spread_unused(books, bits, config, reach)
         quantizer = ResidualQuantizer(config, [books])
         return [books], bits, None, latents - to_latent(_decode_first(quantizer, latents, bits))
@@ -112,6 +114,15 @@ def _fit_first(
         quantizer = ResidualQuantizer(config, [books], predictor)
         decoded = _decode_first(quantizer, latents, bits)
     return [books], bits, predictor, latents - to_latent(decoded)
+
+
+def _block_means(latents: Tensor) -> Tensor:
+    """What a pooled stage codes of latents (N, C): one mean for each 2x2 positions, (N / 4, C)."""
+    grid = (GRID, GRID)
+    kept = kept_positions(grid).bool()
+    return torch.cat(
+        [pool_positions(some, grid)[:, kept].flatten(0, 1) for (some,) in _in_grids(latents)]
+    )
 
 
 def _predict_all(predictor: Predictor, decoded: Tensor) -> Tensor:
