@@ -1331,3 +1331,25 @@ def test_missing_model_as_a_process(tmp_path) -> None:
     assert result.code == 3
     assert re.fullmatch(r"vqcodec: .*no-such-model.*\n", result.err)
     assert os.listdir(tmp_path) == ["photo.png"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "10000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_threads_do_not_spin_for_long_unless_told_to(
+    chosen: dict[str, str], left: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        # Set first, so that what the command sets is taken back as well.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--version"]) == 0
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    assert {name: os.environ[name] for name in names if name in os.environ} == left
