@@ -146,14 +146,16 @@ class Model:
     @cached_property
     def bottleneck(self) -> VectorBottleneck | UniformBottleneck:
         """The seam between this model's latent and symbols."""
-        return make_bottleneck(
-            self.config.mode,
-            self.quantizer,
-            self.prior,
-            self.analysis.scale,
-            posterior=self.posterior,
-            conditional=self.conditional,
-        )
+        scale = self.analysis.scale.cpu()
+        if isinstance(self.quantizer, UniformQuantizer):
+            if self.conditional is None:
+                return UniformBottleneck(self.quantizer, self.prior)
+            return HierarchicalBottleneck(
+                self.quantizer, self.prior, conditional=self.conditional, scale=scale
+            )
+        if self.config.mode == "vq":
+            return VectorBottleneck(self.quantizer, self.prior)
+        return NestedBottleneck(self.quantizer, self.prior, posterior=self.posterior, scale=scale)
 
     def _coding_tensors(self) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {
@@ -187,26 +189,6 @@ class Model:
             tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
         header = {"format": FORMAT, "code_id": self.code_id, **dataclasses.asdict(self.config)}
         return save(tensors, {METADATA_KEY: json.dumps(header)})
-
-
-def make_bottleneck(
-    mode: str,
-    quantizer: ResidualQuantizer | UniformQuantizer,
-    prior: IntegerPrior,
-    scale: torch.Tensor,
-    *,
-    posterior: CategoricalPosterior | None = None,
-    conditional: ConditionalPrior | None = None,
-) -> VectorBottleneck | UniformBottleneck:
-    """The bottleneck of a mode. scale: of the latent, which posterior (dvae) and conditional (hvae) have
-    for their unit."""
-    if isinstance(quantizer, UniformQuantizer):
-        if conditional is not None:
-            return HierarchicalBottleneck(quantizer, prior, conditional=conditional, scale=scale.cpu())
-        return UniformBottleneck(quantizer, prior)
-    if mode == "vq":
-        return VectorBottleneck(quantizer, prior)
-    return NestedBottleneck(quantizer, prior, posterior=posterior, scale=scale.cpu())
 
 
 def load_model(path: Path) -> Model:

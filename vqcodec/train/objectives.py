@@ -95,16 +95,14 @@ class AutoencoderObjective(Objective):
         return Relaxed(latent, latent.new_zeros(()))
 
 
-class DenoisingObjective(Objective):
+class DenoisingObjective(AutoencoderObjective):
     """The latent of pixels with noise; what is reconstructed are the pixels."""
 
     def forward(
         self, analysis: Analysis, pixels: Tensor, random: np.random.Generator, progress: float
     ) -> Relaxed:
         noise = _standard_normal(pixels.shape, random, pixels.device)
-        with fast_precision(pixels.device):
-            latent = analysis(pixels + self.config.input_noise * noise)
-        return Relaxed(latent, latent.new_zeros(()))
+        return super().forward(analysis, pixels + self.config.input_noise * noise, random, progress)
 
 
 class WassersteinObjective(Objective):

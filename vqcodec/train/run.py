@@ -38,7 +38,6 @@ from vqcodec.model import (
     ModelConfig,
     find_model,
     load_model,
-    make_bottleneck,
 )
 from vqcodec.modes import POSTERIOR_MODES
 from vqcodec.posterior import CategoricalPosterior
@@ -136,17 +135,6 @@ class _Run:
     conditional: ConditionalPrior | None = None
     # The prior that the run began with, if it had learnt to choose.
     learnt: IntegerPrior | None = None
-
-    @property
-    def bottleneck(self) -> VectorBottleneck | UniformBottleneck:
-        return make_bottleneck(
-            self.config.mode,
-            self.quantizer,
-            self.prior,
-            self.analysis.scale,
-            posterior=self.posterior,
-            conditional=self.conditional,
-        )
 
     @property
     def vector_quantizer(self) -> ResidualQuantizer:
@@ -766,7 +754,7 @@ def _cache_indices(
     By the prior after a search of `prior_effort`; but photos whose turn comes after so many seconds,
     in an order that is drawn, are assigned once.
     """
-    bottleneck = run.bottleneck
+    bottleneck = run.model().bottleneck
     coded = []
     stages = run.config.quantizer.stages
     began = time.monotonic()
